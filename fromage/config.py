@@ -16,9 +16,9 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-# %% ../nbs/00_config.ipynb #f22b1a3d
+# %% ../nbs/00_config.ipynb #c23bb668
 def find_root() -> Path:
-    """The repository: $FROMAGE_ROOT, else the nearest folder above this file that has a settings.ini, else the working directory."""
+    """The repository: $FROMAGE_ROOT, else the nearest folder above this file with a settings.ini, else the working one."""
     here = Path(globals().get("__file__", ".")).resolve()
     marked = [folder for folder in (here, *here.parents) if (folder / "settings.ini").is_file()]
     return Path(os.environ.get("FROMAGE_ROOT") or (marked or [Path.cwd()])[0]).resolve()
@@ -32,12 +32,14 @@ def resolve_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
     return path if path.is_absolute() else ROOT / path
 
-# %% ../nbs/00_config.ipynb #09ecda35
+# %% ../nbs/00_config.ipynb #cc885a9a
 class ConfigError(ValueError):
     """A parameter's name, type or value is not allowed; the message says what is."""
 
 
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple | None = None) -> Any:
+def setting(
+    default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple | None = None,
+) -> Any:
     """A dataclass field with its meaning and its allowed range (`low` and `high` included) or `choices`."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
@@ -48,7 +50,8 @@ def describe_allowed(kind: Any, limits: dict) -> str:
     words = " or ".join("None" if name == "NoneType" else name for name in names)
     if limits.get("choices"):
         words += " among " + ", ".join(map(repr, limits["choices"]))
-    bounds = [f"{word} {limits[end]:g}" for word, end in (("from", "low"), ("to", "high")) if limits.get(end) is not None]
+    ends = (("from", limits.get("low")), ("to", limits.get("high")))
+    bounds = [f"{word} {bound:g}" for word, bound in ends if bound is not None]
     return " ".join([words, *bounds])
 
 
@@ -56,7 +59,7 @@ def is_union(kind: Any) -> bool:
     """Whether an annotation is `A | B`."""
     return get_origin(kind) in (Union, UnionType)
 
-# %% ../nbs/00_config.ipynb #82ffe1ba
+# %% ../nbs/00_config.ipynb #1cb10972
 def coerce(value: Any, kind: Any) -> Any:
     """`value` as `kind` where nothing is lost; raises TypeError where the types do not fit."""
     if is_union(kind):
@@ -78,7 +81,7 @@ def coerce(value: Any, kind: Any) -> Any:
 
 
 def check_value(name: str, value: Any, kind: Any, limits: dict | None = None) -> Any:
-    """`value` in type `kind` and inside `limits`, or ConfigError naming the parameter, the value and what is allowed."""
+    """`value` in type `kind` and inside `limits`; else ConfigError naming the parameter, the value and what is allowed."""
     limits = limits or {}
     error = ConfigError(f"{name} = {value!r}: allowed is {describe_allowed(kind, limits)}")
     try:
@@ -95,7 +98,7 @@ def check_value(name: str, value: Any, kind: Any, limits: dict | None = None) ->
             raise error
     return value
 
-# %% ../nbs/00_config.ipynb #efe2d4a2
+# %% ../nbs/00_config.ipynb #5ecc9ded
 class Section:
     """Base of the frozen sections: checks every field on creation."""
 
@@ -110,7 +113,7 @@ class Section:
 class Backbones(Section):
     """The frozen language model and vision tower: names on a hub, or local folders."""
     language_model: str = setting("data/mini/lm", "Hugging Face causal language model: hub name or folder")
-    language_dtype: str = setting("float32", "dtype of the frozen weights", choices=("float32", "bfloat16", "float16"))
+    precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bf16"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
 
@@ -120,9 +123,9 @@ class Grounding(Section):
     """The trained part (paper, section 3): W_c, W_i, W_t and [RET]."""
     visual_tokens: int = setting(1, "k, tokens that W_c makes of an image", 1, 256)
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
-    text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states are mapped by a W_t each and summed", -1000, 1000)
+    text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
 
-# %% ../nbs/00_config.ipynb #27587d20
+# %% ../nbs/00_config.ipynb #093ff09e
 FORMS = ("shards", "google_tsv", "caption_tsv")
 
 
@@ -152,18 +155,17 @@ class Training(Section):
     weight_decay: float = setting(0.0, "AdamW weight decay", 0.0, 10.0)
     gradient_clip: float = setting(1.0, "largest gradient norm, 0 for none", 0.0, 1e6)
     warmup_steps: int = setting(100, "steps of linear warm-up", 0, 1_000_000)
-    decay_every: int = setting(20_000, "steps after which the learning rate is multiplied by decay_factor", 1, 10_000_000)
+    decay_every: int = setting(20_000, "steps between multiplications of the rate by decay_factor", 1, 10_000_000)
     decay_factor: float = setting(0.1, "factor of the step decay", 0.0, 1.0)
     concat_probability: float = setting(0.5, "chance that a step joins its captioning rows in pairs", 0.0, 1.0)
     caption_weight: float = setting(1.0, "weight of the captioning loss", 0.0, 1e6)
     retrieval_weight: float = setting(1.0, "weight of the next-token loss over caption[RET]", 0.0, 1e6)
     contrastive_weight: float = setting(1.0, "weight of the mean of the two InfoNCE directions", 0.0, 1e6)
-    precision: str = setting("float32", "arithmetic inside the frozen model", choices=("float32", "bf16"))
     validate_every: int = setting(1000, "steps between validations (one more at the end)", 1, 10_000_000)
     validation_examples: int = setting(5000, "validation pairs used, at most", 2, 10_000_000)
     save_every: int = setting(500, "steps between saves of the resumable state", 1, 10_000_000)
 
-# %% ../nbs/00_config.ipynb #d5e2fd4d
+# %% ../nbs/00_config.ipynb #cb953aae
 @dataclass(frozen=True)
 class Config(Section):
     """One complete configuration; every run is a function of this value and the data it names."""
@@ -180,7 +182,7 @@ class Config(Section):
         if not (self.device in ("cpu", "cuda") or self.device.startswith("cuda:") and self.device[5:].isdigit()):
             raise ConfigError(f"device = {self.device!r}: allowed is 'cpu', 'cuda' or 'cuda:N'")
         if self.training.batch_size % 2 and self.training.concat_probability > 0:
-            raise ConfigError(f"batch_size = {self.training.batch_size}: allowed is an even number while concat_probability > 0")
+            raise ConfigError(f"batch_size = {self.training.batch_size}: allowed is an even number if concat_probability > 0")
 
 
 def setting_table() -> dict[str, tuple[str | None, Any, dict]]:
@@ -194,7 +196,7 @@ def setting_table() -> dict[str, tuple[str | None, Any, dict]]:
             table[item.name] = (None, kinds[item.name], item.metadata)
     return table
 
-# %% ../nbs/00_config.ipynb #30fd5397
+# %% ../nbs/00_config.ipynb #95cad73c
 def unknown_name(name: str, known: list[str]) -> ConfigError:
     """The error for a name that does not exist: the nearest names, then all of them."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -211,7 +213,8 @@ def change(config: Config, **changes: Any) -> Config:
         section, kind, limits = table[name]
         parts.setdefault(section, {})[name] = check_value(name, value, kind, limits)
     top = parts.pop(None, {})
-    return replace(config, **top, **{section: replace(getattr(config, section), **new) for section, new in parts.items()})
+    inner = {section: replace(getattr(config, section), **new) for section, new in parts.items()}
+    return replace(config, **top, **inner)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -220,14 +223,16 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: nested[name] if section is None else nested[section][name]
             for name, (section, _, _) in setting_table().items()}
 
-# %% ../nbs/00_config.ipynb #1f512a77
+# %% ../nbs/00_config.ipynb #e44e7ee9
 PAPER = change(
     Config(preset="paper", device="cuda"),
-    language_model="facebook/opt-6.7b", language_dtype="bfloat16", precision="bf16",
+    language_model="facebook/opt-6.7b", precision="bf16",
     vision_model="ViT-L-14-quickgelu", vision_pretrained="openai",
     train_captions="data/cc3m/train", validation_captions="data/cc3m/validation", features="data/cc3m/features",
 )
-SMALL = change(PAPER, preset="small", language_model="facebook/opt-125m", language_dtype="float32", vision_model="ViT-B-32-quickgelu")
+SMALL = change(
+    PAPER, preset="small", language_model="facebook/opt-125m", vision_model="ViT-B-32-quickgelu",
+)
 MINI = change(
     Config(preset="mini"),
     visual_tokens=4, retrieval_dim=64, batch_size=64, steps=1500, learning_rate=2e-3, warmup_steps=50, decay_every=1200,
@@ -242,12 +247,12 @@ def get_preset(name: str) -> Config:
         raise ConfigError(f"preset = {name!r}: allowed is {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/00_config.ipynb #2bc3514b
+# %% ../nbs/00_config.ipynb #24536206
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 
 def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespace:
-    """The declared parameters, checked; `.config` from `preset` and the fields named. `limits`: name -> low, high, choices."""
+    """The declared parameters, checked; `.config` from `preset` and fields. `limits`: name -> dict of low, high, choices."""
     declared = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if not name.startswith("_")}
     for name, value in namespace.items():
         literal = isinstance(value, (str, int, float, bool, list, tuple, dict, NoneType))
