@@ -98,7 +98,7 @@ def check_value(name: str, value: Any, kind: Any, limits: dict | None = None) ->
             raise error
     return value
 
-# %% ../nbs/00_config.ipynb #5ecc9ded
+# %% ../nbs/00_config.ipynb #3363acc8
 class Section:
     """Base of the frozen sections: checks every field on creation."""
 
@@ -113,7 +113,7 @@ class Section:
 class Backbones(Section):
     """The frozen language model and vision tower: names on a hub, or local folders."""
     language_model: str = setting("data/mini/lm", "Hugging Face causal language model: hub name or folder")
-    precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bf16"))
+    precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bfloat16"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
 
@@ -223,10 +223,10 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: nested[name] if section is None else nested[section][name]
             for name, (section, _, _) in setting_table().items()}
 
-# %% ../nbs/00_config.ipynb #e44e7ee9
+# %% ../nbs/00_config.ipynb #721a1688
 PAPER = change(
     Config(preset="paper", device="cuda"),
-    language_model="facebook/opt-6.7b", precision="bf16",
+    language_model="facebook/opt-6.7b", precision="bfloat16",
     vision_model="ViT-L-14-quickgelu", vision_pretrained="openai",
     train_captions="data/cc3m/train", validation_captions="data/cc3m/validation", features="data/cc3m/features",
 )

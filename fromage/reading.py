@@ -167,7 +167,7 @@ def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: in
         num_attention_heads=width // 32, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=0, pad_token_id=1, initializer_range=0.02, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
 
-# %% ../nbs/15_reading.ipynb #d7e16ab4
+# %% ../nbs/15_reading.ipynb #5d799693
 @dataclass
 class ReadingLog:
     """What happened in training: steps, losses (weighted, decided), seconds, tokens read."""
@@ -181,9 +181,13 @@ class ReadingLog:
 
 def pretrain_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
                             tokens: int = 4096, peak: float = 2e-3, short: float = 0.25, every: int = 50,
-                            report: Callable[[str], None] = print, check: Callable[[int], None] | None = None) -> ReadingLog:
-    """Train on freshly written texts; the first `short` share of the steps reads short texts only."""
+                            fast: bool = False, report: Callable[[str], None] = print,
+                            check: Callable[[int], None] | None = None) -> ReadingLog:
+    """Train on freshly written texts; the first `short` share of the steps reads short texts only; `fast` compiles the
+    model (a minute) and computes in bfloat16."""
     torch.manual_seed(seed)
+    if fast:
+        model.model.compile(dynamic=True)
     log, begin, step, seen = ReadingLog([], [], []), time.perf_counter(), 0, []
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     warm = max(1, min(200, steps // 10))
@@ -193,7 +197,8 @@ def pretrain_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokeni
     model.train()
     for step in range(1, steps + 1):
         batch = next(stream)
-        loss, decided = text_loss(model, batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):  # its cache of weights lives as long as the context
+            loss, decided = text_loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
