@@ -75,7 +75,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
-# %% ../nbs/60_reporting.ipynb #002bece6
+# %% ../nbs/60_reporting.ipynb #01cfb2af
 def metric_cells(name: str, value: Estimate | int | float | None) -> list[str]:
     """The cells metric, value, items used of all."""
     used = f"{value.n_used:,} of {value.n_total:,}" if isinstance(value, Estimate) else ""
@@ -98,7 +98,8 @@ def results_table(reports: Sequence[Report]) -> str:
     """Markdown: the headline metrics of every report; without reports a line that says so."""
     rows = [[report.name if not place else "", *metric_cells(*pair)]
             for report in reports for place, pair in enumerate(headline(report.record))]
-    return markdown_table(["report", "metric", "value [95 % interval]", "items used"], rows) if rows else "No reports yet.\n"
+    table = markdown_table(["report", "metric", "value [95 % interval]", "items used"], rows)
+    return table if rows else "No reports yet.\n"
 
 # %% ../nbs/60_reporting.ipynb #6bd33700
 MARKERS = ("<!-- results -->", "<!-- /results -->")
@@ -116,7 +117,7 @@ def update_readme(path: str | Path, reports: Sequence[Report]) -> bool:
         write_text(path, new)
     return new != text
 
-# %% ../nbs/60_reporting.ipynb #5ea3c3aa
+# %% ../nbs/60_reporting.ipynb #dd5192b1
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 section { border-top: 1px solid #ccc; margin-top: 1.5rem; }
@@ -124,7 +125,9 @@ table { border-collapse: collapse; }
 td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; }
 td + td { text-align: right; font-variant-numeric: tabular-nums; }
 .origin { color: #666; font-size: .85rem; }
-@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd; } a { color: #8bf; } .origin { color: #999; } }
+@media (prefers-color-scheme: dark) {
+  body { background: #181818; color: #ddd; } a { color: #8bf; } .origin { color: #999; }
+}
 """
 
 
@@ -134,18 +137,20 @@ def describe_origin(record: RunRecord) -> str:
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
-    parts = [f"preset {record.config.get('preset', '–')}", f"seed {record.seed}", commit, machine, seconds, record.started, problems]
+    asked = f"preset {record.config.get('preset', '–')}, seed {record.seed}"
+    parts = [asked, commit, machine, seconds, record.started, problems]
     return " · ".join(part for part in parts if part)
 
-# %% ../nbs/60_reporting.ipynb #7cbbda07
+# %% ../nbs/60_reporting.ipynb #2572cc11
 def report_section(report: Report, folder: Path) -> str:
     """The HTML section of one report."""
     kinds = {".html": "page", ".ipynb": "notebook", ".json": "record"}
     links = [f'<a href="{escape(report.name)}{ending}">{kind}</a>' for ending, kind in kinds.items()
              if (folder / f"{report.name}{ending}").is_file()]
-    rows = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in metric_cells(*pair))}</tr>" for pair in headline(report.record)]
-    return (f"<section><h2>{escape(report.name)}</h2>\n<p>{' · '.join(links)}</p>\n"
-            f"<table>{''.join(rows)}</table>\n<p class=\"origin\">{escape(describe_origin(report.record))}</p></section>\n")
+    cells = [[f"<td>{escape(cell)}</td>" for cell in metric_cells(*pair)] for pair in headline(report.record)]
+    table = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    return (f"<section><h2>{escape(report.name)}</h2>\n<p>{' · '.join(links)}</p>\n<table>{table}</table>\n"
+            f'<p class="origin">{escape(describe_origin(report.record))}</p></section>\n')
 
 
 def write_index(folder: str | Path = "reports") -> Path:
@@ -158,7 +163,8 @@ def write_index(folder: str | Path = "reports") -> Path:
         body += f"<section><h2>Not records</h2><ul>{items}</ul></section>\n"
     page = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>Reports</title>\n'
             f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-            f"<h1>Reports</h1>\n<p>Values with their 95 % bootstrap intervals, and the items behind them.</p>\n{body}</body>\n</html>\n")
+            f"<h1>Reports</h1>\n<p>Values with their 95 % bootstrap intervals, and the items behind them.</p>\n"
+            f"{body}</body>\n</html>\n")
     return write_text(folder / "index.html", page)
 
 # %% ../nbs/60_reporting.ipynb #fc91c700
@@ -190,17 +196,17 @@ def plot_curves(curves: Mapping[str, tuple[Sequence, Sequence]], x_label: str, y
     plt.close(figure)
     return figure
 
-# %% ../nbs/60_reporting.ipynb #9cab19da
+# %% ../nbs/60_reporting.ipynb #d3061974
 def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), titles: Sequence[Sequence[str]] = (),
                marked: Sequence[tuple[int, int]] = (), size: float = 1.3) -> Figure:
     """Rows of images (`size` inches each) with a text to the left of each row and above each image.
 
     `marked` holds the (row, column) of images that get a green frame.
     """
-    columns = max(map(len, rows), default=1)
-    figure, grid = plt.subplots(max(len(rows), 1), columns + bool(labels), squeeze=False, layout="constrained",
-                                figsize=((columns + 2 * bool(labels)) * size, max(len(rows), 1) * (size + 0.2 * bool(titles))),
-                                width_ratios=[2] * bool(labels) + [1] * columns)
+    columns, height = max(map(len, rows), default=1), max(len(rows), 1)
+    width_ratios = [2] * bool(labels) + [1] * columns
+    figure, grid = plt.subplots(height, len(width_ratios), squeeze=False, layout="constrained", width_ratios=width_ratios,
+                                figsize=(sum(width_ratios) * size, height * (size + 0.2 * bool(titles))))
     for axes in grid.flat:
         axes.set_axis_off()
     for row, images in enumerate(rows):
@@ -211,8 +217,7 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()
             axes.imshow(np.asarray(image.convert("RGB")))
             axes.set_title(titles[row][column] if titles else "", fontsize=7)
             if (row, column) in marked:
-                frame = plt.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor="tab:green", linewidth=4)
-                axes.add_patch(frame)
+                axes.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, color="tab:green", lw=4))
     plt.close(figure)
     return figure
 
@@ -224,8 +229,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
     return path
 
-# %% ../nbs/60_reporting.ipynb #b4207756
-def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports", readme: str | Path = "README.md") -> Path:
+# %% ../nbs/60_reporting.ipynb #c34cb6ea
+def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports",
+            readme: str | Path = "README.md") -> Path:
     """Exports the notebooks, writes the index of `folder` and updates the table in `readme`; returns the index."""
     for notebook in notebooks:
         export_html(notebook)
