@@ -1,0 +1,164 @@
+"""Agreement with values that the published implementation computed; every folder in tests/golden is tested the same way."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fromage.backbones import load_language_model
+from fromage.checkpoint import load_model, load_released, load_released_gallery
+from fromage.config import Training
+from fromage.generation import generate_ids
+from fromage.losses import CaptionBatch, caption_loss, contrastive_logits, contrastive_losses, retrieval_pass
+from fromage.model import (embed_images, needs_all_layers, next_token_logits, project_images, project_text, ret_hidden_states,
+                           run_language_model, trained_parameters)
+from fromage.prompts import build_prompt, embed_prompt
+from fromage.training import make_optimizer, train_step
+
+FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/expected.json"))
+
+
+class Golden:
+    """One golden set: arrays, expectations and the released checkpoint before and after training."""
+
+    def __init__(self, folder):
+        self.folder, self.arrays = folder, dict(np.load(folder / "arrays.npz"))
+        self.expected = json.loads((folder / "expected.json").read_text())
+        self.features = torch.from_numpy(self.arrays["image_features"])
+
+    def model(self, name):
+        """The model of `init` or `pretrained` weights, on a language model of its own."""
+        checkpoint = load_released(self.folder / "official", checkpoint_name=f"{name}_ckpt.pth.tar")
+        return load_model(checkpoint, "cpu", *load_language_model(checkpoint.config.backbones.language_model))
+
+    def batch(self, numbers=slice(None)):
+        """The captioned images of these numbers."""
+        ids, lengths = (torch.from_numpy(self.arrays[name])[numbers] for name in ("token_ids", "caption_len"))
+        return CaptionBatch(ids, lengths, self.features[numbers])
+
+    def prompt(self, model, pieces, bos):
+        """A prompt whose numbers are images."""
+        return build_prompt(model, [self.features[piece] if isinstance(piece, int) else piece for piece in pieces], bos)
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def golden(request):
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(golden):
+    return golden.model("pretrained")
+
+
+def close(found, expected, relative=1e-5):
+    """Within `relative` of the largest expected value."""
+    found, expected = torch.as_tensor(found).detach().float(), torch.as_tensor(expected).float()
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= relative * expected.abs().max()
+
+
+def states_of(model, prompt):
+    """Model output of one prompt, all layers where needed."""
+    return run_language_model(model, embed_prompt(model, prompt)[None], all_layers=needs_all_layers(model))
+
+
+def test_there_is_a_golden_set():
+    assert FOLDERS
+
+
+def test_captions_become_the_same_ids(golden, trained):
+    for caption, ids, length in zip(golden.expected["captions"], golden.arrays["token_ids"], golden.arrays["caption_len"]):
+        assert trained.vocabulary.encode_caption(caption, golden.expected["max_len"]) == ids[:length].tolist()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_initial_losses_and_embeddings(golden, parts):
+    model, batch, arrays = golden.model("init"), golden.batch(), golden.arrays
+    close(caption_loss(model, batch, parts=parts), arrays["captioning.loss"])
+    close(caption_loss(model, batch, concatenate=True, parts=parts), arrays["captioning_concat.loss"])
+    close(embed_images(model, batch.features), arrays["captioning.visual_embs"])
+    found, images = retrieval_pass(model, batch, parts), project_images(model, batch.features)
+    close(found.loss, arrays["retrieval.loss"])
+    close(F.normalize(found.text, dim=-1), arrays["retrieval.text_embs"])
+    close(F.normalize(images, dim=-1) * model.logit_scale.exp(), arrays["retrieval.visual_embs"])
+    close(sum(contrastive_losses(model, found.text, images)) / 2, arrays["retrieval.contrastive_loss"])
+
+
+def follow_published_steps(golden, parts):
+    """The model after the published steps, each step's losses checked on the way."""
+    model, plan = golden.model("init"), golden.expected["training"]
+    frozen = {name: value.clone() for name, value in model.language_model.state_dict().items()}
+    rule = plan["optimizer"]
+    training = Training(learning_rate=rule["lr"], beta1=rule["betas"][0], beta2=rule["betas"][1], epsilon=rule["eps"],
+                        weight_decay=rule["weight_decay"], gradient_clip=plan["grad_clip"], batch_size=plan["batch"])
+    optimizer = make_optimizer(model, training)
+    for order, coin, expected in zip(plan["order"], plan["concat"], plan["history"], strict=True):
+        losses = train_step(model, optimizer, golden.batch(order), coin, training, parts)
+        for name, value in expected.items():
+            assert getattr(losses, name) == pytest.approx(value, rel=1e-5), name
+    assert all(torch.equal(value, frozen[name]) for name, value in model.language_model.state_dict().items())
+    return trained_parameters(model)
+
+
+def test_training_follows_the_published_steps(golden):
+    """Losses and gradient norms at every step, whatever the parts; the final weights to 1e-5 of each tensor's largest.
+
+    OPT's ReLU has a kink: in opt_k1 one activation is 1e-8 away from it, and the order of a sum decides its side, which moves
+    W_c by 9e-5 (the plain padded loop does so too, with one or two threads). So the batch is cut in several ways, which are equal
+    on paper: losses must agree in all of them, the last bits of the weights in one."""
+    released, distances = trained_parameters(golden.model("pretrained")), []
+    for parts in (8, 4, 2, 1):
+        found = follow_published_steps(golden, parts)
+        assert found.keys() == released.keys()
+        distances.append(max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in released.items()))
+    assert min(distances) <= 1e-5 and max(distances) < 1e-3, distances
+
+
+def test_prompts_have_the_same_states_and_logits(golden, trained):
+    for number, case in enumerate(golden.expected["prompts"]):
+        output = states_of(trained, golden.prompt(trained, case["prompt"], "first"))
+        length = output.last_hidden_state.shape[1]
+        states = [torch.cat(rows) for rows in zip(*(ret_hidden_states(trained, output, torch.tensor([place])) for place in range(length)))]
+        close(F.normalize(project_text(trained, states), dim=-1), golden.arrays[f"prompt{number}.retrieval_embs"])
+        close(next_token_logits(trained, output.last_hidden_state[0, -1]), golden.arrays[f"prompt{number}.next_token_logits"])
+
+
+def test_greedy_ids_of_all_prompts_at_once(golden, trained):
+    cases = golden.expected["prompts"]
+    prompts = [golden.prompt(trained, case["prompt"], "first") for case in cases]
+    assert generate_ids(trained, prompts, len(cases[0]["greedy_ids"]), stop=set()) == [case["greedy_ids"] for case in cases]
+
+
+def text_embedding(model, prompt):
+    """W_t of the last position of a prompt (1, q)."""
+    return project_text(model, ret_hidden_states(model, states_of(model, prompt), torch.tensor([len(prompt.ids) - 1])))
+
+
+def test_vist_scores(golden, trained):
+    case = golden.expected["vist"]
+    pieces = [piece for pair in zip(case["captions"], case["context_images"]) for piece in pair]
+    prompt = golden.prompt(trained, [*pieces, case["captions"][-1] + "[RET]"], "every")
+    scores = contrastive_logits(trained, text_embedding(trained, prompt), project_images(trained, golden.features))
+    close(scores[0], golden.arrays["vist.scores"])
+
+
+def test_visdial_sums_and_text_embedding(golden, trained):
+    case = golden.expected["visdial"]
+    for option, unshifted, shifted in zip(case["options"], case["sum_ce_as_published_unshifted"], case["sum_ce_next_token"], strict=True):
+        prompt = golden.prompt(trained, [case["image"], case["context"], option], "every")
+        count = len(trained.vocabulary.encode(option))
+        logits = next_token_logits(trained, states_of(trained, prompt).last_hidden_state[0])
+        target = torch.tensor(prompt.ids[-count:])
+        assert F.cross_entropy(logits[-count:], target, reduction="sum").item() == pytest.approx(unshifted, rel=1e-5)
+        assert F.cross_entropy(logits[-count - 1:-1], target, reduction="sum").item() == pytest.approx(shifted, rel=1e-5)
+    embedding = text_embedding(trained, golden.prompt(trained, [case["t2i_dialogue"]], "first"))
+    close(F.normalize(embedding, dim=-1)[0], golden.arrays["visdial.t2i_text_emb"])
+
+
+def test_released_gallery(golden):
+    paths, rows = load_released_gallery(golden.folder / "official" / "cc3m_embeddings.pkl")
+    assert len(paths) == len(rows) == len(golden.features) and not np.allclose(np.linalg.norm(rows, axis=1), 1)
