@@ -101,12 +101,12 @@ def draws(n_groups: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     for _ in range(samples):
         yield np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
 
-# %% ../nbs/24_metrics.ipynb #ea179cde
+# %% ../nbs/24_metrics.ipynb #6ec488f3
 def bootstrap(values: np.ndarray, groups: Sequence | None = None, seed: int = 0, samples: int = 2000,
               statistic: Callable | None = None, n_total: int | None = None, level: float = 0.95) -> Estimate:
     """`statistic` (default: mean) of `values` (n,) or rows (n, S), with a percentile interval; groups are drawn whole.
 
-    Rows with nan are left out; `n_total` is the number of items there should be (default: n). No usable row: ValueError.
+    Rows with nan are left out; `n_total` is the number of items there should be (default: n). None usable: ValueError.
     """
     values = np.asarray(values, dtype=float)
     groups = group_numbers(groups, len(values))

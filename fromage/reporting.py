@@ -196,7 +196,7 @@ def plot_curves(curves: Mapping[str, tuple[Sequence, Sequence]], x_label: str, y
     plt.close(figure)
     return figure
 
-# %% ../nbs/60_reporting.ipynb #d3061974
+# %% ../nbs/60_reporting.ipynb #58d382e5
 def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), titles: Sequence[Sequence[str]] = (),
                marked: Sequence[tuple[int, int]] = (), size: float = 1.3) -> Figure:
     """Rows of images (`size` inches each) with a text to the left of each row and above each image.
@@ -204,8 +204,9 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()
     `marked` holds the (row, column) of images that get a green frame.
     """
     columns, height = max(map(len, rows), default=1), max(len(rows), 1)
-    width_ratios = [2] * bool(labels) + [1] * columns
-    figure, grid = plt.subplots(height, len(width_ratios), squeeze=False, layout="constrained", width_ratios=width_ratios,
+    width_ratios = [1.5] * bool(labels) + [1] * columns
+    figure, grid = plt.subplots(height, len(width_ratios), squeeze=False, layout="constrained",
+                                width_ratios=width_ratios,
                                 figsize=(sum(width_ratios) * size, height * (size + 0.2 * bool(titles))))
     for axes in grid.flat:
         axes.set_axis_off()
@@ -217,7 +218,8 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()
             axes.imshow(np.asarray(image.convert("RGB")))
             axes.set_title(titles[row][column] if titles else "", fontsize=7)
             if (row, column) in marked:
-                axes.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, color="tab:green", lw=4))
+                frame = {"transform": axes.transAxes, "fill": False, "color": "tab:green", "linewidth": 4}
+                axes.add_patch(plt.Rectangle((0, 0), 1, 1, **frame))
     plt.close(figure)
     return figure
 

@@ -1,0 +1,75 @@
+# make reports   set everything up, run the reports below, write their pages, the index and the README's table
+# make test      set everything up, run every test
+# make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+
+# An active environment is used (virtualenv, or conda other than `base`); without one, .venv is made and used.
+ifneq ($(VIRTUAL_ENV),)
+  ENVIRONMENT := $(VIRTUAL_ENV)
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+  ENVIRONMENT := $(CONDA_PREFIX)
+else
+  ENVIRONMENT := $(CURDIR)/.venv
+endif
+export PATH := $(ENVIRONMENT)/bin:$(PATH)
+# Notebooks name the kernel python3: it must be the one of this environment, not one that the user installed elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+LIBRARY := $(wildcard fromage/*.py data/mini/manifest.json) settings.ini
+
+# One line a report: its name <run>-<preset>, and papermill's parameters for nbs/<run>.ipynb. A report is made again when its
+# notebook or the library is newer.
+define report
+REPORTS += $(1)
+reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environment
+	@mkdir -p reports
+	papermill $$< reports/$(1).ipynb $(2) </dev/null
+	python -m fromage.reporting reports/$(1).ipynb
+endef
+$(eval $(call report,train-mini,-p preset mini))
+
+.PHONY: help
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@echo "reports: $(REPORTS)"
+
+.PHONY: reports
+reports: $(REPORTS:%=reports/%.html)
+	@python -m fromage.reporting
+
+# Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
+.PHONY: environment
+environment:
+	@test -x "$(ENVIRONMENT)/bin/python" || $(PYTHON) -m venv "$(ENVIRONMENT)"
+	@status=0; python .ci/installed || status=$$?; \
+	if test $$status = 3 -a "$(ENVIRONMENT)" = "$(CURDIR)/.venv"; then $(PYTHON) -m venv --clear .venv; fi; \
+	if test $$status != 0; then \
+	  python -m pip --version >/dev/null 2>&1 || python -m ensurepip; \
+	  python -m pip install --editable '.[dev]'; \
+	fi
+
+# Clean and export must change nothing (in a copy); then every notebook at its defaults; then pytest. All three always run,
+# and one that fails makes the whole fail.
+.PHONY: test
+test: environment
+	@status=0; \
+	python -m pytest -q tests/test_repository.py || status=1; \
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print --timing || status=1; \
+	python -m pytest --ignore tests/test_repository.py || status=1; \
+	exit $$status
+
+.PHONY: clean clean-environment clean-reports
+clean: clean-reports
+	rm -rf data/mini/rendered
+
+clean-reports:
+	rm -f reports/*.ipynb reports/*.html
+
+clean-environment:
+	rm -rf .venv *.egg-info

@@ -1,0 +1,276 @@
+"""The rules of CONTRIBUTING.md as functions: each takes notebooks or texts and returns the violations it finds, as sentences."""
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST_MODULE, LONGEST_CELL, LONGEST_LINE = 300, 50, 130
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell; `name` says where it is in a sentence."""
+    name: str
+    kind: str
+    source: str
+    tags: tuple[str, ...] = ()
+    identifier: str = ""
+
+    @property
+    def exported(self) -> bool:
+        """Whether nbdev writes it into a module."""
+        return self.kind == "code" and bool(re.search(r"^#\| *(export|exporti|exports)\b", self.source, re.MULTILINE))
+
+    @property
+    def tree(self) -> ast.Module:
+        """Its syntax, without lines that only Jupyter understands."""
+        return ast.parse(re.sub(r"^[%!].*$", "", self.source, flags=re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook: a library module where its name starts with a number, else a run."""
+    name: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def number(self) -> int | None:
+        """The number that orders the imports, None for a run."""
+        match = re.match(r"(\d+)_", self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def module(self) -> str | None:
+        """What its `default_exp` says."""
+        match = re.search(r"^#\| *default_exp +(\S+)", "\n".join(cell.source for cell in self.code), re.MULTILINE)
+        return match[1] if match else None
+
+    @property
+    def code(self) -> list[Cell]:
+        """Its code cells."""
+        return [cell for cell in self.cells if cell.kind == "code"]
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Reads one notebook."""
+    node = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    return Notebook(path.stem, tuple(
+        Cell(f"{path.stem}, cell {place}", cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())),
+             cell.get("id", "")) for place, cell in enumerate(node.cells)))
+
+
+def read_notebooks(folder: Path = ROOT / "nbs") -> list[Notebook]:
+    """Reads all notebooks of a folder, in the order of their names."""
+    return [read_notebook(path) for path in sorted(folder.glob("*.ipynb"))]
+
+
+def library(notebooks: Iterable[Notebook]) -> list[Notebook]:
+    """Those that are modules."""
+    return [notebook for notebook in notebooks if notebook.number is not None]
+
+
+def runs(notebooks: Iterable[Notebook]) -> list[Notebook]:
+    """Those that papermill executes."""
+    return [notebook for notebook in notebooks if notebook.number is None]
+
+
+def names(notebooks: Sequence[Notebook]) -> list[str]:
+    """A library notebook is `NN_noun` and exports `noun`; a run is a verb and exports nothing; numbers are unique."""
+    found = []
+    for notebook in library(notebooks):
+        if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", notebook.name) or notebook.module != notebook.name[3:]:
+            found.append(f"{notebook.name}: exports {notebook.module!r}")
+    for notebook in runs(notebooks):
+        exports = notebook.module or any(cell.exported for cell in notebook.code)
+        if exports or not re.fullmatch(r"[a-z][a-z0-9_]*", notebook.name):
+            found.append(f"{notebook.name}: a run exports nothing and is named by a verb")
+    numbers = Counter(notebook.number for notebook in library(notebooks))
+    return found + [f"number {number:02} is given {count} times" for number, count in numbers.items() if count > 1]
+
+
+def openings(notebooks: Sequence[Notebook]) -> list[str]:
+    """The first cells: `#| default_exp` alone (library), then a title; a library's title is followed by `> a sentence`."""
+    found = []
+    for notebook in notebooks:
+        first, *rest = notebook.cells
+        if notebook.number is not None and not re.fullmatch(r"#\| default_exp \w+", first.source.strip()):
+            found.append(f"{first.name}: a library notebook begins with `#| default_exp name` and nothing else")
+        title = rest[0] if notebook.number is not None else first
+        pattern = r"# .+\n+> [^\n]+[.?!](\n|$)" if notebook.number is not None else r"# .+"
+        if title.kind != "markdown" or not re.match(pattern, title.source):
+            found.append(f"{title.name}: no title, or no `> sentence` below it")
+    return found
+
+
+def imports(notebooks: Sequence[Notebook]) -> list[str]:
+    """A module imports only modules with a smaller number, never relatively, never a star."""
+    numbers = {notebook.module: notebook.number for notebook in library(notebooks)}
+    found = []
+    for notebook in notebooks:
+        for cell in notebook.code:
+            for node in ast.walk(cell.tree):
+                if isinstance(node, ast.ImportFrom) and (node.level or any(item.name == "*" for item in node.names)):
+                    found.append(f"{cell.name}: relative or star import of {node.module}")
+                    continue
+                for name in imported_modules(node):
+                    if name not in numbers:
+                        found.append(f"{cell.name}: fromage.{name} has no notebook")
+                    elif notebook.number is not None and numbers[name] >= notebook.number:
+                        found.append(f"{cell.name}: imports fromage.{name}, which has no smaller number")
+    return found
+
+
+def imported_modules(node: ast.AST) -> list[str]:
+    """The modules of this package that an import statement names."""
+    if isinstance(node, ast.Import):
+        paths = [item.name for item in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module == "fromage":
+        paths = [f"fromage.{item.name}" for item in node.names if item.name != "__version__"]
+    else:
+        paths = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return [path.split(".")[1] for path in paths if path.startswith("fromage.")]
+
+
+def cell_sizes(notebooks: Sequence[Notebook]) -> list[str]:
+    """An exported cell stays under 50 lines, a line within 130 characters."""
+    found = []
+    for cell in (cell for notebook in notebooks for cell in notebook.code):
+        lines = cell.source.splitlines()
+        if cell.exported and len(lines) >= LONGEST_CELL:
+            found.append(f"{cell.name}: {len(lines)} lines in an exported cell")
+        found += [f"{cell.name}: a line of {len(line)} characters: {line.strip()[:40]}" for line in lines
+                  if len(line) > LONGEST_LINE]
+    return found
+
+
+def module_sizes(texts: dict[str, str]) -> list[str]:
+    """A module stays under 300 lines."""
+    return [f"{name}: {len(text.splitlines())} lines" for name, text in texts.items()
+            if len(text.splitlines()) >= LONGEST_MODULE]
+
+
+def prose(notebooks: Sequence[Notebook]) -> list[str]:
+    """A library notebook has at least one cell of prose for three of code."""
+    return [f"{notebook.name}: {len(notebook.code)} of {len(notebook.cells)} cells are code" for notebook in library(notebooks)
+            if len(notebook.code) > 3 * (len(notebook.cells) - len(notebook.code))]
+
+
+def parameters(notebooks: Sequence[Notebook]) -> list[str]:
+    """A run has exactly one cell tagged `parameters`: `name: type = literal  # comment`, one a line; a library has none."""
+    found = []
+    for notebook in notebooks:
+        tagged = [cell for cell in notebook.code if "parameters" in cell.tags]
+        if len(tagged) != (notebook.number is None):
+            found.append(f"{notebook.name}: {len(tagged)} cells tagged `parameters`")
+        for cell in tagged:
+            found += [f"{cell.name}: {problem}" for problem in parameter_lines(cell.source)]
+    return found
+
+
+def parameter_lines(source: str) -> list[str]:
+    """What is wrong in a cell of parameters."""
+    found, lines = [], source.splitlines()
+    for node in ast.parse(source).body:
+        line = lines[node.lineno - 1]
+        try:
+            assert isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+            ast.literal_eval(node.value)
+        except (AssertionError, ValueError):
+            found.append(f"not an annotated literal: {line}")
+        if node.lineno != node.end_lineno:
+            found.append(f"more than one line: {line}")
+    for line in filter(str.strip, lines):
+        try:
+            comments = [token.string for token in tokenize.generate_tokens(io.StringIO(line).readline)
+                        if token.type == tokenize.COMMENT]
+        except tokenize.TokenError:
+            continue
+        if not comments or "=" in comments[0] or line.lstrip().startswith("#"):
+            found.append(f"no comment behind the value, or one with an equals sign: {line}")
+    return found
+
+
+def definitions(notebooks: Sequence[Notebook]) -> list[str]:
+    """A run defines nothing: what is worth a name belongs into the library."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [f"{cell.name}: defines {node.name}" for notebook in runs(notebooks) for cell in notebook.code
+            for node in ast.walk(cell.tree) if isinstance(node, kinds)]
+
+
+def identifiers(notebooks: Sequence[Notebook]) -> list[str]:
+    """Every cell has an id of its own; export writes the ids into the modules."""
+    found = []
+    for notebook in notebooks:
+        counts = Counter(cell.identifier for cell in notebook.cells)
+        found += [f"{notebook.name}: {count} cells with the id {identifier!r}" for identifier, count in counts.items()
+                  if not identifier or count > 1]
+    return found
+
+
+def duplicates(notebooks: Sequence[Notebook]) -> list[str]:
+    """No code cell stands in two notebooks (imports and cells of one or two lines aside)."""
+    places = defaultdict(set)
+    for notebook in notebooks:
+        for cell in notebook.code:
+            body = [node for node in cell.tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+            text = "\n".join(map(ast.unparse, body))
+            if len(text.splitlines()) > 2:
+                places[text].add(cell.name)
+    return [f"the same code in {' and '.join(sorted(cells))}" for cells in places.values()
+            if len({name.split(",")[0] for name in cells}) > 1]
+
+
+def documentation(notebooks: Sequence[Notebook]) -> list[str]:
+    """Every public exported function, method and class has a docstring, every argument and result a type."""
+    return [f"{cell.name}: {problem}" for notebook in library(notebooks) for cell in notebook.code if cell.exported
+            for problem in undocumented(cell.tree)]
+
+
+def undocumented(tree: ast.AST) -> list[str]:
+    """Public definitions without docstring or types."""
+    found = []
+    for node in getattr(tree, "body", ()):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += [] if ast.get_docstring(node) else [f"class {node.name} has no docstring"]
+            found += undocumented(node)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            given = node.args
+            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+            untyped = [item.arg for item in arguments if item.annotation is None and item.arg not in ("self", "cls")]
+            found += [] if ast.get_docstring(node) else [f"{node.name} has no docstring"]
+            found += [f"{node.name}: no type for {', '.join(untyped)}"] if untyped else []
+            found += [f"{node.name}: no type for its result"] if node.returns is None else []
+    return found
+
+
+def orphans(notebooks: Sequence[Notebook], modules: Iterable[str]) -> list[str]:
+    """Every module has its notebook and every library notebook its module; no two notebooks share one."""
+    claimed = Counter(notebook.module for notebook in notebooks if notebook.module)
+    modules = set(modules) - {"__init__", "_modidx"}
+    return ([f"fromage/{name}.py has no notebook" for name in sorted(modules - set(claimed))]
+            + [f"{name} is not exported" for name in sorted(set(claimed) - modules)]
+            + [f"{count} notebooks export {name}" for name, count in claimed.items() if count > 1])
+
+
+MACHINE_PATH = re.compile("(?<![\\w.:/~$}])/" + "(root|home|Users|work|mnt|opt|tmp)" + "/[\\w.]")
+REGISTRY = re.compile("|".join(["pypi" + r"\.org", "python" + r"hosted\.org", "anaconda" + r"\.org", "extra-" + "index-url"]))
+UNSAFE = re.compile(r"\b(pickle\.loads?|Unpickler|torch\.load|allow_pickle=True|trust_remote_code=True)\b")
+IMPORTERS = {"nbs/40_checkpoint.ipynb", "fromage/checkpoint.py", "tests/house_rules.py"}
+
+
+def portability(texts: dict[str, str]) -> list[str]:
+    """No path of one machine, no host of a package registry; loading of pickles only where the importer guards it."""
+    found = []
+    for name, text in texts.items():
+        for pattern, exempt in ((MACHINE_PATH, set()), (REGISTRY, set()), (UNSAFE, IMPORTERS)):
+            if name not in exempt:
+                found += [f"{name}: {match[0]}" for match in pattern.finditer(text)]
+    return found

@@ -1,0 +1,164 @@
+"""The house rules hold, and each rule finds what it forbids."""
+
+import ast
+import subprocess
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
+from sys import stdlib_module_names
+
+import house_rules as rules
+import pytest
+import yaml
+from house_rules import ROOT, Cell, Notebook
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+NOTEBOOKS = rules.read_notebooks()
+RULES = [rules.names, rules.openings, rules.imports, rules.cell_sizes, rules.prose, rules.parameters, rules.definitions,
+         rules.identifiers, rules.duplicates, rules.documentation]
+
+
+def notebook(name: str, *sources: str, tags: tuple[str, ...] = ()) -> Notebook:
+    """A notebook from sources; one that starts with `md ` is markdown, and `tags` are those of the last cell."""
+    cells = [Cell(f"{name}, cell {place}", "markdown" if source.startswith("md ") else "code", source.removeprefix("md "),
+                  tags if place == len(sources) - 1 else (), f"id{place}") for place, source in enumerate(sources)]
+    return Notebook(name, tuple(cells))
+
+
+GOOD = [
+    notebook("00_first", "#| default_exp first", "md # First\n> What it is.", "#| export\nimport os",
+             '#| export\ndef double(x: int) -> int:\n    """2 x."""\n    return 2 * x'),
+    notebook("10_second", "#| default_exp second", "md # Second\n> What it is.", "#| export\nfrom fromage.first import double"),
+    notebook("train", "md # Train", "steps: int = 3  # optimiser steps", tags=("parameters",)),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_holds(rule) -> None:
+    assert rule(NOTEBOOKS) == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_accepts_what_is_right(rule) -> None:
+    assert rule(GOOD) == []
+
+
+VIOLATIONS = {
+    "another module name": (rules.names, notebook("20_third", "#| default_exp fourth")),
+    "a number given twice": (rules.names, notebook("10_third", "#| default_exp third")),
+    "a run that exports": (rules.names, notebook("eval", "#| default_exp eval", "#| export\nx = 1")),
+    "no default_exp": (rules.openings, notebook("20_third", "import os", "md # Third\n> It is.")),
+    "no sentence": (rules.openings, notebook("20_third", "#| default_exp third", "md # Third\nText.")),
+    "a run without a title": (rules.openings, notebook("eval", "import os")),
+    "an import upwards": (rules.imports, notebook("05_low", "#| default_exp low", "from fromage.second import x")),
+    "an import of itself": (rules.imports, notebook("20_third", "#| default_exp third", "import fromage.third")),
+    "an import in a function": (rules.imports, notebook("05_low", "#| default_exp low", "def f():\n import fromage.second")),
+    "an unknown module": (rules.imports, notebook("eval", "from fromage.nothing import x")),
+    "a star": (rules.imports, notebook("eval", "from fromage.first import *")),
+    "a relative import": (rules.imports, notebook("20_third", "#| default_exp third", "from .first import double")),
+    "a long cell": (rules.cell_sizes, notebook("20_third", "#| export\n" + "x = 1\n" * 49)),
+    "a long line": (rules.cell_sizes, notebook("20_third", "x = '" + "x" * 130 + "'")),
+    "little prose": (rules.prose, notebook("20_third", "md # Third", *["x = 1"] * 4)),
+    "no parameters": (rules.parameters, notebook("eval", "steps: int = 3  # steps")),
+    "parameters in a library": (rules.parameters, notebook("20_third", "steps: int = 3  # steps", tags=("parameters",))),
+    "no annotation": (rules.parameters, notebook("eval", "steps = 3  # steps", tags=("parameters",))),
+    "no literal": (rules.parameters, notebook("eval", "steps: int = 3 * x  # steps", tags=("parameters",))),
+    "two lines": (rules.parameters, notebook("eval", "steps: list = [1,  # one\n 2]  # two", tags=("parameters",))),
+    "no comment": (rules.parameters, notebook("eval", "steps: int = 3", tags=("parameters",))),
+    "an equals sign in a comment": (rules.parameters, notebook("eval", "steps: int = 3  # 3 = few", tags=("parameters",))),
+    "a statement": (rules.parameters, notebook("eval", "print(1)  # print", tags=("parameters",))),
+    "a function in a run": (rules.definitions, notebook("eval", "def f(): pass")),
+    "a class in a run": (rules.definitions, notebook("eval", "if True:\n class A: pass")),
+    "no id": (rules.identifiers, Notebook("eval", (Cell("eval, cell 0", "code", "x = 1"),))),
+    "an id given twice": (rules.identifiers, Notebook("eval", (Cell("a", "code", "1", (), "i"),) * 2)),
+    "a copied cell": (rules.duplicates, notebook("eval", "import re\n" + GOOD[0].cells[-1].source.replace("* x", "*x"))),
+    "no docstring": (rules.documentation, notebook("20_third", "#| export\ndef f(x: int) -> int:\n    return x")),
+    "no type": (rules.documentation, notebook("20_third", "#| export\ndef f(x) -> int:\n    '''f.'''")),
+    "no type of **options": (rules.documentation, notebook("20_third", "#| export\ndef f(**options) -> int:\n    '''f.'''")),
+    "no result": (rules.documentation, notebook("20_third", "#| export\nclass A:\n '''A.'''\n def f(self):\n  '''f.'''")),
+}
+
+
+@pytest.mark.parametrize("rule, bad", VIOLATIONS.values(), ids=VIOLATIONS.keys())
+def test_rule_finds_what_is_wrong(rule, bad: Notebook) -> None:
+    assert len(rule([*GOOD, bad])) == 1
+
+
+def test_every_module_has_one_notebook() -> None:
+    assert rules.orphans(NOTEBOOKS, [path.stem for path in (ROOT / "fromage").glob("*.py")]) == []
+    assert rules.orphans(GOOD, ["__init__", "_modidx", "first", "second"]) == []
+    assert rules.orphans(GOOD, ["first", "second", "old"]) == ["fromage/old.py has no notebook"]
+    assert rules.orphans(GOOD, ["first"]) == ["second is not exported"]
+    twice = [*GOOD, notebook("11_second", "#| default_exp second")]
+    assert rules.orphans(twice, ["first", "second"]) == ["2 notebooks export second"]
+
+
+def test_modules_are_small() -> None:
+    assert rules.module_sizes({path.name: path.read_text() for path in (ROOT / "fromage").glob("[a-z]*.py")}) == []
+    assert rules.module_sizes({"a.py": "\n" * 299, "b.py": "\n" * 300}) == ["b.py: 300 lines"]
+
+
+def tracked_texts() -> dict[str, str]:
+    """The text files of the repository, without what git ignores, by name."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"],
+                            capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    endings = {".py", ".ipynb", ".md", ".ini", ".toml", ".yml", ".json", ""}
+    paths = [ROOT / name for name in listed.stdout.splitlines()]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8", errors="replace")
+            for path in paths if path.suffix in endings and path.is_file() and "data" not in path.relative_to(ROOT).parts}
+
+
+def test_nothing_belongs_to_one_machine() -> None:
+    assert rules.portability(tracked_texts()) == []
+    bad = ["open('/" + "home/me/data')", "see https://" + "pypi." + "org/simple", "pickle." + "load(file)", "torch." + "load(x)"]
+    assert [len(rules.portability({"a.py": text})) for text in bad] == [1] * 4
+    assert rules.portability({"a.py": "open('data/home/x'); /path/to/tmp/y", "fromage/checkpoint.py": bad[2]}) == []
+
+
+def settings() -> dict[str, str]:
+    """settings.ini."""
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def declared(*keys: str) -> set[str]:
+    """Names of the distributions under these keys of settings.ini."""
+    return {canonicalize_name(Requirement(text).name) for key in keys for text in settings()[key].split()}
+
+
+def test_settings_are_the_one_home_of_dependencies() -> None:
+    named = {"nbdev", "pytest"}  # an entry point and a section of that name
+    everything = declared("requirements", "dev_requirements") - named
+    for name in ("environment.yml", "setup.py", "pyproject.toml", ".ci/run"):
+        words = set((ROOT / name).read_text().replace('"', " ").replace("'", " ").replace("=", " ").split())
+        assert not {canonicalize_name(word) for word in words} & everything, name
+        assert settings()["version"] not in words, name
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"] == [f"python={settings()['min_python']}", "pip", {"pip": ["-e .[dev]"]}]
+    assert environment["channels"] == ["conda-forge"]
+
+
+def third_party(exported: bool) -> set[str]:
+    """Distributions that exported cells, or all others, import."""
+    modules = set()
+    for cell in (cell for item in NOTEBOOKS for cell in item.code if cell.exported == exported):
+        for node in ast.walk(cell.tree):
+            modules |= {name.name.split(".")[0] for name in node.names} if isinstance(node, ast.Import) else set()
+            modules |= {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+    homes = packages_distributions()
+    unknown = modules - set(stdlib_module_names) - {"fromage"} - set(homes)
+    assert not unknown, f"imported but not installed: {unknown}"
+    return {canonicalize_name(homes[name][0]) for name in modules - set(stdlib_module_names) - {"fromage"}}
+
+
+def test_what_is_imported_is_declared() -> None:
+    assert third_party(exported=True) <= declared("requirements")
+    assert third_party(exported=False) <= declared("requirements", "dev_requirements")
+
+
+def test_what_is_declared_is_used() -> None:
+    commands = {"papermill", "ipykernel"}  # run as commands
+    assert declared("requirements") - commands <= third_party(exported=True) | third_party(exported=False)

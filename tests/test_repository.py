@@ -1,0 +1,75 @@
+"""In a copy of the repository: clean and export change nothing, and papermill's tag survives cleaning."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from house_rules import ROOT, read_notebooks, runs
+
+KEPT = ["nbs", "fromage", "settings.ini", "pyproject.toml", "setup.py", "README.md"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The notebooks, the modules and the settings, copied."""
+    for name in KEPT:
+        source, target = ROOT / name, tmp_path / name
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(source, target, ignore=ignored) if source.is_dir() else shutil.copy(source, target)
+    return tmp_path
+
+
+def run(command: str, folder: Path) -> None:
+    """Runs one of nbdev's commands in a folder."""
+    done = subprocess.run([command], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def differences(folder: Path) -> list[str]:
+    """Files that are not as they are in the repository: changed, new or gone."""
+    def contents(root: Path) -> dict[str, bytes]:
+        paths = [path for name in KEPT for path in (root / name, *(root / name).rglob("*")) if path.is_file()]
+        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+        return {name: content for name, content in found.items() if not re.search(r"(^|/)\.|\.pyc$", name)}
+
+    here, there = contents(ROOT), contents(folder)
+    return sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+
+
+@pytest.mark.parametrize("command", ["nbdev_clean", "nbdev_export"])
+def test_nothing_changes(copy: Path, command: str) -> None:
+    run(command, copy)
+    assert differences(copy) == []
+
+
+def test_changes_are_seen(copy: Path) -> None:
+    path = copy / "nbs" / "00_config.ipynb"
+    node = nbformat.read(path, as_version=4)
+    source, litter = "#| export\nadded = 1", {"metadata": {"collapsed": True}, "execution_count": 3}
+    node.cells.append(nbformat.v4.new_code_cell(source, id="added", **litter))
+    nbformat.write(node, path)
+    assert differences(copy) == ["nbs/00_config.ipynb"]
+    written = path.read_bytes()
+    run("nbdev_clean", copy)
+    assert path.read_bytes() != written
+    run("nbdev_export", copy)
+    assert "fromage/config.py" in differences(copy)
+
+
+def test_an_export_into_an_empty_folder_is_complete(copy: Path) -> None:
+    for path in (copy / "fromage").glob("[a-z]*.py"):
+        path.unlink()
+    run("nbdev_export", copy)
+    assert differences(copy) == []
+
+
+def test_the_parameters_tag_survives_cleaning(copy: Path) -> None:
+    cell = nbformat.v4.new_code_cell("steps: int = 1  # steps", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), copy / "nbs" / "probe.ipynb")
+    before = {notebook.name: [cell.tags for cell in notebook.cells] for notebook in runs(read_notebooks(copy / "nbs"))}
+    run("nbdev_clean", copy)
+    after = {notebook.name: [cell.tags for cell in notebook.cells] for notebook in runs(read_notebooks(copy / "nbs"))}
+    assert before == after and after["probe"] == [("parameters",)]
