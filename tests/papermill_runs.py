@@ -1,0 +1,32 @@
+"""Runs notebooks by the command that a user types."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from house_rules import ROOT
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a papermill run ended: its exit status, what it printed, and where the executed notebook is."""
+    status: int
+    log: str
+    notebook: Path
+
+
+def execute(notebook: str, output: Path, timeout: float = 600, folder: Path = ROOT, **parameters: Any) -> Outcome:
+    """`papermill nbs/<notebook>.ipynb <output> -p name value ...` in `folder`, with stdin closed."""
+    words = [text for name, value in parameters.items() for text in parameter_words(name, value)]
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{notebook}.ipynb"), str(output), "--no-progress-bar", *words]
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+    return Outcome(done.returncode, done.stdout + done.stderr, output)
+
+
+def parameter_words(name: str, value: Any) -> list[str]:
+    """The words of the command line that hand papermill one parameter: plain with -p, everything else as YAML."""
+    return ["-p", name, str(value)] if isinstance(value, (str, int, float)) and not isinstance(value, bool) \
+        else ["-y", yaml.safe_dump({name: value}, default_flow_style=True, width=1000).strip()]
