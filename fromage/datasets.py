@@ -111,7 +111,7 @@ class Shards(CaptionSource):
         """See CaptionSource."""
         return (f"{path.name} {path.stat().st_size}" for path in self.files)
 
-# %% ../nbs/11_datasets.ipynb #a7cd5204
+# %% ../nbs/11_datasets.ipynb #908f0e4b
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of a text file."""
     with open(path, "rb") as stream:
@@ -130,10 +130,10 @@ def split_line(line: bytes) -> tuple[str, str]:
 
 def read_inside(folder: Path, name: str) -> bytes:
     """The bytes of the image `name` below `folder`; BadImage when it lies elsewhere or cannot be read."""
-    relative = Path(os.path.normpath(name))
-    if not name or relative.is_absolute() or relative.parts[:1] == ("..",):
+    relative = os.path.normpath(name)
+    if not name or os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
         raise BadImage("image outside its folder" if name else "missing image")
-    return read_image(folder / relative)
+    return read_image(os.path.join(folder, relative))
 
 
 class CaptionTable(CaptionSource):
@@ -163,7 +163,7 @@ class CaptionTable(CaptionSource):
         yield hash_file(self.path)
         yield from (f"{name} {size}" for name, size in list_files(self.images))
 
-# %% ../nbs/11_datasets.ipynb #cc56472a
+# %% ../nbs/11_datasets.ipynb #b125477a
 def basename(url: str) -> str:
     """The last part of a URL's path, percent signs decoded."""
     try:
@@ -181,9 +181,9 @@ NAME_RULES: dict[str, Callable[[int, str], tuple[str, ...]]] = {
 }
 
 
-def find_local(folder: Path, names: tuple[str, ...]) -> Path | None:
+def find_local(folder: Path, names: tuple[str, ...]) -> str | None:
     """The first of `names`, with a known suffix or none, that is a file in `folder`."""
-    candidates = (folder / f"{name}{suffix}" for name in names if name for suffix in ("", *IMAGE_SUFFIXES))
+    candidates = (os.path.join(folder, name + suffix) for name in names if name for suffix in ("", *IMAGE_SUFFIXES))
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 # %% ../nbs/11_datasets.ipynb #ad204f0d

@@ -148,7 +148,7 @@ class CaptionSource:
     def __iter__(self) -> Iterator[CaptionedImage]:
         return self.read()
 
-# %% ../nbs/02_sources.ipynb #ee98edd3
+# %% ../nbs/02_sources.ipynb #b25014a1
 def read_limited(stream: BinaryIO, size: int) -> bytes:
     """A file's bytes; BadImage beyond `MOST_BYTES`, before anything is read."""
     if size > MOST_BYTES:
@@ -156,7 +156,7 @@ def read_limited(stream: BinaryIO, size: int) -> bytes:
     return stream.read()
 
 
-def read_image(path: Path) -> bytes:
+def read_image(path: str | Path) -> bytes:
     """An image file's bytes; BadImage when it is missing, unreadable or too large."""
     try:
         with open(path, "rb") as stream:
