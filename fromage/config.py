@@ -125,7 +125,7 @@ class Grounding(Section):
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
     text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
 
-# %% ../nbs/00_config.ipynb #093ff09e
+# %% ../nbs/00_config.ipynb #1278de71
 FORMS = ("shards", "google_tsv", "caption_tsv")
 
 
@@ -147,7 +147,7 @@ class Training(Section):
     """Optimisation (paper, section 3.3 and released code)."""
     steps: int = setting(20_000, "optimiser steps", 0, 10_000_000)
     batch_size: int = setting(180, "pairs a step; also the number of in-batch negatives plus one", 2, 65536)
-    accumulation: int = setting(1, "parts into which a step's captioning batch is cut to save memory", 1, 1024)
+    tokens_per_pass: int = setting(1024, "tokens packed into one pass; gradients accumulate over passes", 1, 1_000_000)
     learning_rate: float = setting(3e-4, "AdamW's learning rate after warm-up", 0.0, 10.0)
     beta1: float = setting(0.9, "AdamW beta 1", 0.0, 0.9999)
     beta2: float = setting(0.95, "AdamW beta 2", 0.0, 0.999999)

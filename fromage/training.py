@@ -80,7 +80,7 @@ def learning_rate(training: Training, step: int) -> float:
     warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     return training.learning_rate * warm * training.decay_factor ** (step // training.decay_every)
 
-# %% ../nbs/41_training.ipynb #f4784aaf
+# %% ../nbs/41_training.ipynb #35385307
 @dataclass
 class StepLosses:
     """The losses of one step, unweighted, and the gradient's norm before clipping."""
@@ -91,25 +91,25 @@ class StepLosses:
     grad_norm: float
 
 
-def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, training: Training, parts: int) -> dict[str, float]:
+def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, training: Training) -> dict[str, float]:
     """Add the gradients of the weighted losses; returns their unweighted values."""
     captioning = 0.0
-    for part in caption_losses(model, batch, concatenate, max(parts, training.accumulation)):
+    for part in caption_losses(model, batch, concatenate, training.tokens_per_pass):
         if training.caption_weight:
             (training.caption_weight * part).backward()
         captioning += part.item()
-    found = retrieval_pass(model, batch, max(parts, training.accumulation))
+    found = retrieval_pass(model, batch, training.tokens_per_pass)
     contrastive = sum(contrastive_losses(model, found.text, project_images(model, batch.features))) / 2
     (training.retrieval_weight * found.loss + training.contrastive_weight * contrastive).backward()
     return {"captioning": captioning, "retrieval": found.loss.item(), "contrastive": contrastive.item()}
 
 
-def train_step(model: Fromage, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool, training: Training,
-               parts: int = 4) -> StepLosses:
-    """One optimiser step on a batch; `parts` of similar length cut its padding."""
+def train_step(model: Fromage, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool,
+               training: Training) -> StepLosses:
+    """One optimiser step on a batch."""
     batch, parameters = batch.to(model.device), list(trained_parameters(model).values())
     optimizer.zero_grad(set_to_none=True)
-    losses = backward_losses(model, batch, concatenate, training, parts)
+    losses = backward_losses(model, batch, concatenate, training)
     norm = torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip or float("inf"))
     optimizer.step()
     rescale_ret(model)
@@ -122,17 +122,17 @@ def make_optimizer(model: Fromage, training: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained_parameters(model).values(), training.learning_rate, (training.beta1, training.beta2),
                              training.epsilon, training.weight_decay)
 
-# %% ../nbs/41_training.ipynb #aaf2c66f
+# %% ../nbs/41_training.ipynb #1375101a
 @torch.no_grad()
 def embed_pairs(model: Fromage, pairs: Pairs, batch_size: int = 256) -> tuple[Tensor, Tensor, np.ndarray]:
     """Text and image embeddings, each (N, q) on the CPU, and each caption's mean token loss (N,)."""
     texts, images, losses = [], [], []
     for start in range(0, len(pairs), batch_size):
         batch = pairs.batch(range(start, min(start + batch_size, len(pairs)))).to(model.device)
-        texts.append(retrieval_pass(model, batch, parts=4).text.cpu())
+        texts.append(retrieval_pass(model, batch).text.cpu())
         images.append(project_images(model, batch.features).cpu())
         weight = (batch.lengths.sum() - len(batch.lengths)).item()
-        losses.append((sum(part.item() for part in caption_losses(model, batch, parts=4)), weight))
+        losses.append((sum(part.item() for part in caption_losses(model, batch)), weight))
     return torch.cat(texts), torch.cat(images), np.array(losses)
 
 
@@ -210,7 +210,7 @@ def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, ident
         moments = {part: tensors[f"{part}/{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}/{name}" in tensors}
         optimizer.state[value] = {part: moment if part == "step" else moment.to(value.device) for part, moment in moments.items()}
 
-# %% ../nbs/41_training.ipynb #e135aa1c
+# %% ../nbs/41_training.ipynb #f1f3c5a0
 def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, tower_fingerprint: str | None) -> None:
     """Validate, remember, and write the checkpoint if it is the best so far."""
     run.validations.append({"step": run.step} | to_plain(validate(model, pairs)))
@@ -233,7 +233,6 @@ def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder:
     training, optimizer = config.training, make_optimizer(model, config.training)
     identity = run_identity(model, train, config)
     run = begin_run(model, optimizer, identity, folder, resume, training.steps)
-    parts = 4 if model.device.type == "cpu" else 2
     bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
     if not run.validations:
         record_validation(run, model, validation, config, tower_fingerprint)
@@ -241,7 +240,7 @@ def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
         batch = train.batch(step_rows(len(train), training.batch_size, config.seed, step))
-        losses = train_step(model, optimizer, batch, concatenates(training, config.seed, step), training, parts)
+        losses = train_step(model, optimizer, batch, concatenates(training, config.seed, step), training)
         if not np.isfinite(losses.total):
             raise FloatingPointError(f"the loss is {losses.total} at step {step}; lower learning_rate ({training.learning_rate}) "
                                      f"or resume from {run.state_path} with other data")

@@ -13,7 +13,7 @@ from fromage.checkpoint import load_model, load_released, load_released_gallery
 from fromage.config import Training
 from fromage.generation import generate_ids
 from fromage.losses import CaptionBatch, caption_loss, contrastive_logits, contrastive_losses, retrieval_pass
-from fromage.model import (embed_images, needs_all_layers, next_token_logits, project_images, project_text, ret_hidden_states,
+from fromage.model import (embed_images, hidden_states, needs_all_layers, next_token_logits, project_images, project_text,
                            run_language_model, trained_parameters)
 from fromage.prompts import build_prompt, embed_prompt
 from fromage.training import make_optimizer, train_step
@@ -75,29 +75,29 @@ def test_captions_become_the_same_ids(golden, trained):
         assert trained.vocabulary.encode_caption(caption, golden.expected["max_len"]) == ids[:length].tolist()
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_initial_losses_and_embeddings(golden, parts):
+@pytest.mark.parametrize("tokens", [1024, 40, 1])
+def test_initial_losses_and_embeddings(golden, tokens):
     model, batch, arrays = golden.model("init"), golden.batch(), golden.arrays
-    close(caption_loss(model, batch, parts=parts), arrays["captioning.loss"])
-    close(caption_loss(model, batch, concatenate=True, parts=parts), arrays["captioning_concat.loss"])
+    close(caption_loss(model, batch, tokens=tokens), arrays["captioning.loss"])
+    close(caption_loss(model, batch, concatenate=True, tokens=tokens), arrays["captioning_concat.loss"])
     close(embed_images(model, batch.features), arrays["captioning.visual_embs"])
-    found, images = retrieval_pass(model, batch, parts), project_images(model, batch.features)
+    found, images = retrieval_pass(model, batch, tokens), project_images(model, batch.features)
     close(found.loss, arrays["retrieval.loss"])
     close(F.normalize(found.text, dim=-1), arrays["retrieval.text_embs"])
     close(F.normalize(images, dim=-1) * model.logit_scale.exp(), arrays["retrieval.visual_embs"])
     close(sum(contrastive_losses(model, found.text, images)) / 2, arrays["retrieval.contrastive_loss"])
 
 
-def follow_published_steps(golden, parts):
+def follow_published_steps(golden, tokens):
     """The model after the published steps, each step's losses checked on the way."""
     model, plan = golden.model("init"), golden.expected["training"]
     frozen = {name: value.clone() for name, value in model.language_model.state_dict().items()}
     rule = plan["optimizer"]
     training = Training(learning_rate=rule["lr"], beta1=rule["betas"][0], beta2=rule["betas"][1], epsilon=rule["eps"],
-                        weight_decay=rule["weight_decay"], gradient_clip=plan["grad_clip"], batch_size=plan["batch"])
+                        weight_decay=rule["weight_decay"], gradient_clip=plan["grad_clip"], batch_size=plan["batch"], tokens_per_pass=tokens)
     optimizer = make_optimizer(model, training)
     for order, coin, expected in zip(plan["order"], plan["concat"], plan["history"], strict=True):
-        losses = train_step(model, optimizer, golden.batch(order), coin, training, parts)
+        losses = train_step(model, optimizer, golden.batch(order), coin, training)
         for name, value in expected.items():
             assert getattr(losses, name) == pytest.approx(value, rel=1e-5), name
     assert all(torch.equal(value, frozen[name]) for name, value in model.language_model.state_dict().items())
@@ -105,14 +105,14 @@ def follow_published_steps(golden, parts):
 
 
 def test_training_follows_the_published_steps(golden):
-    """Losses and gradient norms at every step, whatever the parts; the final weights to 1e-5 of each tensor's largest.
+    """Losses and gradient norms at every step, however packed; the final weights to 1e-5 of each tensor's largest.
 
     OPT's ReLU has a kink: in opt_k1 one activation is 1e-8 away from it, and the order of a sum decides its side, which moves
     W_c by 9e-5 (the plain padded loop does so too, with one or two threads). So the batch is cut in several ways, which are equal
     on paper: losses must agree in all of them, the last bits of the weights in one."""
     released, distances = trained_parameters(golden.model("pretrained")), []
-    for parts in (8, 4, 2, 1):
-        found = follow_published_steps(golden, parts)
+    for tokens in (1, 40, 80, 1024):
+        found = follow_published_steps(golden, tokens)
         assert found.keys() == released.keys()
         distances.append(max(((found[name] - value).abs().max() / value.abs().max()).item() for name, value in released.items()))
     assert min(distances) <= 1e-5 and max(distances) < 1e-3, distances
@@ -121,8 +121,7 @@ def test_training_follows_the_published_steps(golden):
 def test_prompts_have_the_same_states_and_logits(golden, trained):
     for number, case in enumerate(golden.expected["prompts"]):
         output = states_of(trained, golden.prompt(trained, case["prompt"], "first"))
-        length = output.last_hidden_state.shape[1]
-        states = [torch.cat(rows) for rows in zip(*(ret_hidden_states(trained, output, torch.tensor([place])) for place in range(length)))]
+        states = [state[0] for state in hidden_states(trained, output)]
         close(F.normalize(project_text(trained, states), dim=-1), golden.arrays[f"prompt{number}.retrieval_embs"])
         close(next_token_logits(trained, output.last_hidden_state[0, -1]), golden.arrays[f"prompt{number}.next_token_logits"])
 
@@ -135,7 +134,7 @@ def test_greedy_ids_of_all_prompts_at_once(golden, trained):
 
 def text_embedding(model, prompt):
     """W_t of the last position of a prompt (1, q)."""
-    return project_text(model, ret_hidden_states(model, states_of(model, prompt), torch.tensor([len(prompt.ids) - 1])))
+    return project_text(model, [state[:, -1] for state in hidden_states(model, states_of(model, prompt))])
 
 
 def test_vist_scores(golden, trained):
