@@ -86,7 +86,7 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.features)
 
-# %% ../nbs/21_features.ipynb #284f605a
+# %% ../nbs/21_features.ipynb #47292911
 def open_features(folder: str | Path, key: str | None = None) -> FeatureStore:
     """A whole store; StoreError when it is missing, half-written, damaged or has another key."""
     folder = resolve_path(folder)
@@ -100,7 +100,8 @@ def open_features(folder: str | Path, key: str | None = None) -> FeatureStore:
         raise StoreError(f"{folder}: damaged; its files should have {manifest['bytes']} bytes and have {sizes}")
     if key not in (None, manifest["key"]):
         raise StoreError(f"{folder}: has the key {manifest['key']}, asked for was {key}")
-    lines, offsets = np.memmap(folder / "rows.jsonl", np.uint8, "r"), np.load(folder / "offsets.npy", mmap_mode="r")
+    lines = np.asarray(np.memmap(folder / "rows.jsonl", np.uint8, "r"))  # a plain view slices faster than a memmap
+    offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
     return FeatureStore(folder, np.load(folder / "features.npy", mmap_mode="r"), TextColumn(lines, offsets, "id"),
                         TextColumn(lines, offsets, "caption"), manifest["problems"], manifest["parts"], manifest["key"])
 
