@@ -173,7 +173,7 @@ def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, st
         body = body * (1 - np.maximum(0.85 * edge, 0.7 * inner)[..., None])
     patch += (body - patch) * mask[..., None]
 
-# %% ../nbs/10_world.ipynb #dbd93dd6
+# %% ../nbs/10_world.ipynb #a0882062
 def draw_scene(scene: Scene, seed: int) -> Image.Image:
     """The picture of a scene: 64 to 72 pixels at its short side, up to half as much again at the other; what is in the
     scene stays inside the central square. The same scene and seed give the same pixels."""
@@ -185,7 +185,7 @@ def draw_scene(scene: Scene, seed: int) -> Image.Image:
     canvas = paint_ground(noise, scene, height, width)
     centres = {"left": (0.26, 0.5), "middle": (0.5, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
     for thing in scene.things:
-        side = int(round(short * noise.uniform(0.21, 0.27) if thing.size == "small" else short * noise.uniform(0.37, 0.44)))
+        side = round(short * (noise.uniform(0.26, 0.31) if thing.size == "small" else noise.uniform(0.4, 0.46)))
         x, y = (centre * short + noise.uniform(-0.04, 0.04) * short - side / 2 for centre in centres[thing.place])
         if thing.place in PLACES[:3]:
             y += noise.uniform(-0.1, 0.1) * short
