@@ -148,7 +148,7 @@ class CaptionSource:
     def __iter__(self) -> Iterator[CaptionedImage]:
         return self.read()
 
-# %% ../nbs/02_sources.ipynb #b25014a1
+# %% ../nbs/02_sources.ipynb #2888f948
 def read_limited(stream: BinaryIO, size: int) -> bytes:
     """A file's bytes; BadImage beyond `MOST_BYTES`, before anything is read."""
     if size > MOST_BYTES:
@@ -168,15 +168,14 @@ def read_image(path: str | Path) -> bytes:
 
 
 def list_files(folder: Path) -> Iterator[tuple[str, int]]:
-    """(relative name, size) of all files below `folder`, sorted within each folder, one folder in memory at a time."""
+    """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = Path(place, name)
-            if path.is_file():
-                yield path.relative_to(folder).as_posix(), path.stat().st_size
+            yield path.relative_to(folder).as_posix(), path.stat().st_size if path.is_file() else -1
 
-# %% ../nbs/02_sources.ipynb #3c66e80d
+# %% ../nbs/02_sources.ipynb #6bb0e2e6
 class ImageFolder(CaptionSource):
     """All images below a folder; the id is the relative path, the caption is empty."""
     form = "folder"
@@ -184,9 +183,9 @@ class ImageFolder(CaptionSource):
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""
-        for name, _ in list_files(self.path):
+        for name, size in list_files(self.path):
             if name.lower().endswith(IMAGE_SUFFIXES):
-                yield Found(name, lambda name=name: ("", read_image(self.path / name)))
+                yield Found(name, lambda name=name, there=size >= 0: ("", read_image(self.path / name if there else "")))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
