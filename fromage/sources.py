@@ -175,7 +175,7 @@ def list_files(folder: Path) -> Iterator[tuple[str, int]]:
             path = Path(place, name)
             yield path.relative_to(folder).as_posix(), path.stat().st_size if path.is_file() else -1
 
-# %% ../nbs/02_sources.ipynb #6bb0e2e6
+# %% ../nbs/02_sources.ipynb #198ec119
 class ImageFolder(CaptionSource):
     """All images below a folder; the id is the relative path, the caption is empty."""
     form = "folder"
@@ -185,7 +185,9 @@ class ImageFolder(CaptionSource):
         """See CaptionSource."""
         for name, size in list_files(self.path):
             if name.lower().endswith(IMAGE_SUFFIXES):
-                yield Found(name, lambda name=name, there=size >= 0: ("", read_image(self.path / name if there else "")))
+                there = size >= 0
+                yield Found(name, lambda name=name, there=there:
+                            ("", read_image(self.path / name)) if there else fail("missing image"))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
