@@ -119,7 +119,7 @@ def hash_tower(visual: nn.Module, description: dict[str, Any]) -> str:
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../nbs/20_backbones.ipynb #62f7e9fd
+# %% ../nbs/20_backbones.ipynb #8750a9c3
 class VisionTower:
     """A frozen open_clip model: pooled image features for FROMAGe, projected embeddings for the CLIP baseline."""
 
@@ -135,8 +135,7 @@ class VisionTower:
 
     def preprocess(self, image: Image.Image, squash: bool = False) -> Tensor:
         """Pixels (3, H, W) as the tower wants them; `squash` resizes both sides instead of cutting."""
-        part = self.preprocessing
-        squash = squash or part["resize_mode"] == "squash"
+        part, squash = self.preprocessing, squash or self.preprocessing["resize_mode"] == "squash"
         return preprocess_image(image, self.image_size, part["mean"], part["std"], part["interpolation"], squash)
 
     @torch.no_grad()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAGS', 'SAFE_GLOBALS', 'CheckpointError', 'save_tensors',
            'load_tensors', 'Checkpoint', 'fingerprint_language_model', 'save_checkpoint', 'load_checkpoint',
-           'copy_weights', 'new_model', 'load_model', 'load_tower', 'read_released_state', 'load_released',
-           'ArrayUnpickler', 'load_released_gallery']
+           'copy_weights', 'new_model', 'load_model', 'initialise_from', 'load_tower', 'read_released_state',
+           'load_released', 'ArrayUnpickler', 'load_released_gallery']
 
 # %% ../nbs/40_checkpoint.ipynb #4e279a44
 import hashlib
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     config = change(Config(), **header.pop("config"))
     return Checkpoint(tensors, config, **header)
 
-# %% ../nbs/40_checkpoint.ipynb #0ff14e4d
+# %% ../nbs/40_checkpoint.ipynb #1c505963
 @torch.no_grad()
 def copy_weights(model: Fromage, tensors: dict[str, Tensor]) -> None:
     """Set the trained part of `model`; CheckpointError lists missing, unknown and misshapen tensors."""
@@ -115,7 +115,7 @@ def new_model(config: Config, vision_width: int, language_model: PreTrainedModel
                         config.grounding.retrieval_dim, config.grounding.text_emb_layers)
     return model.to(config.device)
 
-
+# %% ../nbs/40_checkpoint.ipynb #bd993378
 def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, language_model: PreTrainedModel | None = None,
                tokenizer: PreTrainedTokenizerBase | None = None) -> Fromage:
     """The trained model of a checkpoint (or its path), in evaluation mode; it needs no vision tower."""
@@ -129,6 +129,12 @@ def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, l
                               f"{config.backbones.language_model!r} ({found[:12]})")
     copy_weights(model, checkpoint.tensors)
     return model.eval()
+
+
+def initialise_from(model: Fromage, checkpoint: str | Path = "") -> None:
+    """Begin with the weights of a checkpoint, and with nothing else of its run; an empty path leaves the model as it is."""
+    if checkpoint:
+        copy_weights(model, load_checkpoint(checkpoint).tensors)
 
 
 def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower:
@@ -170,7 +176,7 @@ def read_released_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
     return tensors | {"ret_input": tensors["ret_input"].flatten()}
 
-# %% ../nbs/40_checkpoint.ipynb #b26b70a9
+# %% ../nbs/40_checkpoint.ipynb #97c484f4
 def load_released(folder: str | Path, base: Config = Config(), checkpoint_name: str = "pretrained_ckpt.pth.tar") -> Checkpoint:
     """A released model folder as a `Checkpoint`; `base` fills in what the release does not say."""
     folder = resolve_path(folder)
@@ -179,18 +185,22 @@ def load_released(folder: str | Path, base: Config = Config(), checkpoint_name: 
         layers, tokens, dim = (released[name] for name in ("text_emb_layers", "n_visual_tokens", "shared_emb_dim"))
         language, vision = released["opt_version"], released["visual_encoder"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'model_args.json'}: {type(error).__name__} {error}; expected the arguments of a release") from None
-    active = [flag for flag in UNSUPPORTED_FLAGS if released.get(flag)] + (["freeze_lm = false"] if not released.get("freeze_lm", True) else [])
+        raise CheckpointError(f"{folder / 'model_args.json'}: {type(error).__name__} {error}; "
+                              "expected the arguments of a release") from None
+    active = [flag for flag in UNSUPPORTED_FLAGS if released.get(flag)]
+    active += [] if released.get("freeze_lm", True) else ["freeze_lm = false"]
     if active:
-        raise CheckpointError(f"{folder / 'model_args.json'}: {', '.join(active)} cannot be imported; allowed are frozen models without extra norms")
+        raise CheckpointError(f"{folder / 'model_args.json'}: {', '.join(active)} cannot be imported; "
+                              "allowed are frozen models without extra norms")
     nearby = [str(place / language) for place in (folder.parent, folder) if (place / language).is_dir()]
     config = change(base, language_model=(nearby or [language])[0], vision_model=vision, vision_pretrained=None,
                     visual_tokens=tokens, retrieval_dim=dim, text_emb_layers=layers)
     tensors = read_released_state(folder / checkpoint_name)
     return Checkpoint(tensors, config, tensors["image_map.weight"].shape[1])
 
-# %% ../nbs/40_checkpoint.ipynb #fe451aa1
-SAFE_GLOBALS = {(module, name) for module in ("numpy._core.multiarray", "numpy.core.multiarray") for name in ("_reconstruct", "scalar")}
+# %% ../nbs/40_checkpoint.ipynb #3312853e
+SAFE_GLOBALS = {(module, name) for module in ("numpy._core.multiarray", "numpy.core.multiarray")
+                for name in ("_reconstruct", "scalar")}
 SAFE_GLOBALS |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
@@ -210,7 +220,8 @@ def load_released_gallery(path: str | Path) -> tuple[list[str], np.ndarray]:
     try:
         with open(path, "rb") as file:
             content = ArrayUnpickler(file).load()
-        paths, rows = [str(name) for name in content["paths"]], np.stack([np.asarray(row, np.float32) for row in content["embeddings"]])
+        paths = [str(name) for name in content["paths"]]
+        rows = np.stack([np.asarray(row, np.float32) for row in content["embeddings"]])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (OSError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

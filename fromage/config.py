@@ -125,7 +125,7 @@ class Grounding(Section):
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
     text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
 
-# %% ../nbs/00_config.ipynb #1278de71
+# %% ../nbs/00_config.ipynb #db8db78a
 FORMS = ("shards", "google_tsv", "caption_tsv")
 
 
@@ -138,6 +138,8 @@ class Data(Section):
     validation_captions: str = setting("data/mini/rendered/cc3m/validation", "folder of shards, or a TSV")
     validation_form: str = setting("shards", "format of validation_captions", choices=FORMS)
     validation_images: str | None = setting(None, "image folder that a TSV refers to")
+    train_examples: int | None = setting(None, "training pairs used, at most", 2, 1_000_000_000)
+    validation_examples: int | None = setting(5000, "validation pairs used, at most", 2, 10_000_000)
     features: str = setting("data/mini/rendered/features", "folder of the feature stores")
     max_caption_tokens: int = setting(24, "tokens of a caption, bos and [RET] included", 4, 2048)
 
@@ -162,7 +164,6 @@ class Training(Section):
     retrieval_weight: float = setting(1.0, "weight of the next-token loss over caption[RET]", 0.0, 1e6)
     contrastive_weight: float = setting(1.0, "weight of the mean of the two InfoNCE directions", 0.0, 1e6)
     validate_every: int = setting(1000, "steps between validations (one more at the end)", 1, 10_000_000)
-    validation_examples: int = setting(5000, "validation pairs used, at most", 2, 10_000_000)
     save_every: int = setting(500, "steps between saves of the resumable state", 1, 10_000_000)
 
 # %% ../nbs/00_config.ipynb #cb953aae
@@ -247,7 +248,7 @@ def get_preset(name: str) -> Config:
         raise ConfigError(f"preset = {name!r}: allowed is {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/00_config.ipynb #24536206
+# %% ../nbs/00_config.ipynb #9b2cac8f
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 
@@ -261,7 +262,8 @@ def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespac
     table = setting_table()
     values, changes = {}, {}
     for name, kind in declared.items():
-        value = check_value(name, namespace[name], kind, limits.get(name))
+        keeps_preset = name in table and namespace[name] is None
+        value = None if keeps_preset else check_value(name, namespace[name], kind, limits.get(name))
         if name in table:
             changes[name] = value
         else:

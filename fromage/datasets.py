@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME_RULES', 'FORMS', 'read_caption', 'read_member', 'group_members', 'find_in_shard', 'Shards', 'read_lines',
-           'split_line', 'read_inside', 'CaptionTable', 'basename', 'find_local', 'UrlTable', 'open_captions']
+           'split_line', 'read_inside', 'CaptionTable', 'basename', 'find_local', 'choose_rule', 'UrlTable',
+           'open_captions']
 
 # %% ../nbs/11_datasets.ipynb #5a140ade
 import hashlib
@@ -49,7 +50,7 @@ def read_member(archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> 
     except (tarfile.TarError, OSError):
         raise BadImage("truncated tar") from None
 
-# %% ../nbs/11_datasets.ipynb #feacf4c7
+# %% ../nbs/11_datasets.ipynb #50d6222d
 def group_members(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """(key, suffix -> member) of each example: neighbours that agree up to the first dot; TarError without an end."""
     key, files = None, {}
@@ -91,7 +92,7 @@ def find_in_shard(path: Path) -> Iterator[Found]:
         if lost > 0:
             yield Found(path.name, lambda: fail("truncated tar"), lost)
 
-
+# %% ../nbs/11_datasets.ipynb #131b39b4
 class Shards(CaptionSource):
     """A folder of webdataset shards as img2dataset writes them, or one .tar; the id is `shard/key`."""
     form = "shards"
@@ -111,7 +112,7 @@ class Shards(CaptionSource):
         """See CaptionSource."""
         return (f"{path.name} {path.stat().st_size}" for path in self.files)
 
-# %% ../nbs/11_datasets.ipynb #908f0e4b
+# %% ../nbs/11_datasets.ipynb #84a3245c
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of a text file."""
     with open(path, "rb") as stream:
@@ -135,7 +136,7 @@ def read_inside(folder: Path, name: str) -> bytes:
         raise BadImage("image outside its folder" if name else "missing image")
     return read_image(os.path.join(folder, relative))
 
-
+# %% ../nbs/11_datasets.ipynb #ed3cb8bf
 class CaptionTable(CaptionSource):
     """A table `caption<TAB>image` with a header, and a folder that holds the images."""
     form = "caption_tsv"
@@ -186,7 +187,20 @@ def find_local(folder: Path, names: tuple[str, ...]) -> str | None:
     candidates = (os.path.join(folder, name + suffix) for name in names if name for suffix in ("", *IMAGE_SUFFIXES))
     return next((path for path in candidates if os.path.isfile(path)), None)
 
-# %% ../nbs/11_datasets.ipynb #ad204f0d
+# %% ../nbs/11_datasets.ipynb #000bb1f9
+def choose_rule(folder: Path, urls: Iterator[tuple[int, str]]) -> str:
+    """The rule of NAME_RULES that finds most files for the first (row, URL); FileNotFoundError when none finds any."""
+    found = dict.fromkeys(NAME_RULES, 0)
+    for row, url in urls:
+        if row >= 1000 and any(found.values()):
+            break
+        for rule, names in NAME_RULES.items():
+            found[rule] += find_local(folder, names(row, url)) is not None
+    if not any(found.values()):
+        raise FileNotFoundError(f"{folder}: no image of the table; tried the names {', '.join(NAME_RULES)}")
+    return max(found, key=found.get)
+
+# %% ../nbs/11_datasets.ipynb #08faf3d4
 class UrlTable(CaptionSource):
     """Google's table `caption<TAB>url` without a header, and the folder of what was downloaded; the id is the URL."""
     form = "google_tsv"
@@ -195,7 +209,7 @@ class UrlTable(CaptionSource):
         super().__init__(path, images)
         if self.images is None:
             raise ValueError(f"{self.path}: google_tsv names URLs; images must be the folder they were saved in")
-        self.rule = self.choose_rule()
+        self.rule = choose_rule(self.images, self.urls())
         self.ambiguous = self.find_ambiguous() if self.rule == "basename" else set()
 
     def urls(self) -> Iterator[tuple[int, str]]:
@@ -205,18 +219,6 @@ class UrlTable(CaptionSource):
                 yield number - 1, split_line(line)[1]
             except BadExample:
                 continue
-
-    def choose_rule(self) -> str:
-        """The rule of NAME_RULES that finds most files for the first lines; FileNotFoundError when none finds any."""
-        found = dict.fromkeys(NAME_RULES, 0)
-        for row, url in self.urls():
-            if row >= 1000 and any(found.values()):
-                break
-            for rule, names in NAME_RULES.items():
-                found[rule] += find_local(self.images, names(row, url)) is not None
-        if not any(found.values()):
-            raise FileNotFoundError(f"{self.images}: no image of {self.path}; tried the names {', '.join(NAME_RULES)}")
-        return max(found, key=found.get)
 
     def find_ambiguous(self) -> set[int]:
         """Hashes of the basenames that belong to more than one URL."""

@@ -45,7 +45,7 @@ def mention(rng: random.Random, thing: Thing, colour: float = 0.85, size: float 
         words, facts = [thing.size, *words], facts | {thing.size + thing.kind}
     return Said(" ".join(words), frozenset(facts))
 
-# %% ../nbs/12_language.ipynb #80257389
+# %% ../nbs/12_language.ipynb #10a1eb0b
 def relate(rng: random.Random, scene: Scene, first: str, second: str) -> Said:
     """Two phrases for the two things of a scene, joined by a relation that is true of them."""
     one, two = scene.things
@@ -63,7 +63,7 @@ def relate(rng: random.Random, scene: Scene, first: str, second: str) -> Said:
         first, second = second, first
     return Said(f"{first} {rng.choice(('and', 'with', 'next to'))} {second}", frozenset())
 
-
+# %% ../nbs/12_language.ipynb #69575c10
 def caption(rng: random.Random, scene: Scene, whole: bool = False) -> Said:
     """One caption of a scene; `whole` tells everything, otherwise alt-text's habit of leaving things out."""
     sure = (1.0, 1.0) if whole else (0.85, 0.35)
@@ -177,7 +177,7 @@ def dialogue(rng: random.Random, scene: Scene, rounds: int = 10) -> list[Turn]:
     first = next(turn for turn in turns if turn.question.startswith(general))
     return [first, *(turn for turn in turns if turn is not first)][:rounds]
 
-# %% ../nbs/12_language.ipynb #d96c1f03
+# %% ../nbs/12_language.ipynb #0f46746d
 @dataclass(frozen=True)
 class Frame:
     """A picture of a story: its scene, what changed before it, and which of its things is the hero."""
@@ -196,7 +196,7 @@ class Story:
     heard: tuple[frozenset[str], ...]
     seen: tuple[frozenset[str], ...]
 
-
+# %% ../nbs/12_language.ipynb #908f58fd
 def next_frame(rng: random.Random, before: Frame, split: str | None) -> Frame | None:
     """A frame that follows another by one random change, or None when the draw left the split."""
     hero, things = before.scene.things[before.hero], before.scene.things

@@ -7,19 +7,21 @@ __all__ = ['COLUMNS', 'block_logits', 'FrozenCrossEntropy', 'vocabulary_cross_en
            'caption_sequences', 'split_passes', 'segments', 'run_packed', 'caption_losses', 'caption_loss',
            'RetrievalPass', 'run_ret', 'retrieval_pass', 'contrastive_logits', 'contrastive_losses']
 
-# %% ../nbs/23_losses.ipynb #1e21be9e
+# %% ../nbs/23_losses.ipynb #410e31d7
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .model import (Fromage, attention_mask, embed_images, embed_tokens, hidden_states, needs_all_layers, output_bias,
                            project_text, run_language_model)
 
-# %% ../nbs/23_losses.ipynb #ed4cc74a
+# %% ../nbs/23_losses.ipynb #9f6445a1
 COLUMNS = {"cpu": 4096}  # columns of the vocabulary at a time: blocks that stay in a processor's cache
 
 
@@ -29,12 +31,13 @@ def block_logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     blocks = [slice(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
     return [F.linear(states, weight[block], None if bias is None else bias[block]).float() for block in blocks], blocks
 
-
+# %% ../nbs/23_losses.ipynb #15fd142d
 class FrozenCrossEntropy(torch.autograd.Function):
     """Sum of -log p(target) over states (M, D): frozen columns from `weight` (C', D) and `bias`, the last one from `ret` (D,)."""
 
     @staticmethod
-    def forward(ctx, states: Tensor, ret: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ret_id: int, chunk: int):
+    def forward(ctx: Any, states: Tensor, ret: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ret_id: int,
+                chunk: int) -> Tensor:
         """Targets (M,) are ids; `[RET]`'s id stands for the last column. Gradients are made here and scaled in `backward`."""
         needs_states, needs_ret = ctx.needs_input_grad[:2]
         total = states.new_zeros((), dtype=torch.float32)
@@ -63,7 +66,7 @@ class FrozenCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, scale: Tensor):
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients made in `forward`."""
         states, ret = (None if gradient is None else gradient * scale for gradient in ctx.saved_tensors)
         return states, ret, None, None, None, None, None
@@ -117,7 +120,7 @@ def caption_sequences(batch: CaptionBatch, visual_tokens: int, concatenate: bool
     step = 2 if concatenate else 1
     return [Sequence(torch.cat(sources[i:i + step])[:-1], torch.cat(targets[i:i + step])[1:]) for i in range(0, count, step)]
 
-# %% ../nbs/23_losses.ipynb #c711d560
+# %% ../nbs/23_losses.ipynb #f272ed93
 def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
     """Consecutive sequence numbers cut into passes of at most `tokens` tokens each, but at least one sequence."""
     passes, filled = [[]], 0
@@ -135,7 +138,8 @@ def segments(lengths: list[int], device: torch.device) -> Tensor:
     return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
 
 
-def run_packed(model: Fromage, embeddings: Tensor, lengths: list[int], use_cache: bool = False):
+def run_packed(model: Fromage, embeddings: Tensor, lengths: list[int],
+               use_cache: bool = False) -> BaseModelOutputWithPast:
     """The language model over sequences packed into embeddings (N, E); the output's first axis is 1."""
     if len(lengths) == 1:
         return run_language_model(model, embeddings[None], use_cache=use_cache)
@@ -144,7 +148,7 @@ def run_packed(model: Fromage, embeddings: Tensor, lengths: list[int], use_cache
     mask = attention_mask((segment[:, None] == segment).tril(), embeddings.dtype)
     return run_language_model(model, embeddings[None], None, mask, positions[None], use_cache)
 
-# %% ../nbs/23_losses.ipynb #3ec238c8
+# %% ../nbs/23_losses.ipynb #e6da4791
 def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Iterator[Tensor]:
     """Losses of the passes over a batch; they add up to the mean over all caption targets."""
     sequences = caption_sequences(batch, model.visual_tokens, concatenate)
@@ -152,7 +156,8 @@ def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = Fals
     text = embed_tokens(model, batch.ids).flatten(0, 1).detach()  # (B T, E), frozen: [RET] is never looked up
     for numbers in split_passes([len(sequence.source) for sequence in sequences], tokens if model.packs else 1):
         chosen = [sequences[number] for number in numbers]
-        source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(text.device) for name in ("source", "target"))
+        source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(text.device)
+                          for name in ("source", "target"))
         table = torch.cat([embed_images(model, batch.features).flatten(0, 1), text])
         states = run_packed(model, table[source], [len(sequence.source) for sequence in chosen]).last_hidden_state[0]
         yield vocabulary_cross_entropy(model, states[target >= 0], target[target >= 0]) / total
@@ -162,7 +167,7 @@ def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
     """Mean cross-entropy of the captions given their images (paper, eq. 1)."""
     return torch.stack(list(caption_losses(model, batch, concatenate, tokens))).sum()
 
-# %% ../nbs/23_losses.ipynb #ff2db74b
+# %% ../nbs/23_losses.ipynb #e956ea1b
 @dataclass
 class RetrievalPass:
     """What `caption[RET]` gives: mean cross-entropy (), and text embeddings (B, q), not normalised."""
@@ -170,7 +175,7 @@ class RetrievalPass:
     text: Tensor
 
 
-def run_ret(model: Fromage, cache: Cache, lengths: list[int]):
+def run_ret(model: Fromage, cache: Cache, lengths: list[int]) -> BaseModelOutputWithPast:
     """One `[RET]` for each packed sequence of a cache, with gradients; the output's states are (1, B, D)."""
     token = model.ret_input.to(model.input_table.dtype).expand(1, len(lengths), -1)
     if len(lengths) == 1:
@@ -178,7 +183,8 @@ def run_ret(model: Fromage, cache: Cache, lengths: list[int]):
     own = torch.arange(len(lengths), device=token.device)
     allowed = own[:, None] == torch.cat([segments(lengths, token.device), own])  # (B, N + B)
     positions = torch.tensor([lengths], device=token.device)
-    return run_language_model(model, token, cache, attention_mask(allowed, token.dtype), positions, all_layers=needs_all_layers(model))
+    mask = attention_mask(allowed, token.dtype)
+    return run_language_model(model, token, cache, mask, positions, all_layers=needs_all_layers(model))
 
 
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:

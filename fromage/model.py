@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attention_mask', 'packs_exactly', 'initial_row',
-           'Fromage', 'embed_tokens', 'embed_images', 'run_language_model', 'positions_accepted', 'next_token_logits',
-           'output_bias', 'hidden_states', 'needs_all_layers', 'project_text', 'project_images', 'trained_parameters',
-           'rescale_ret', 'parameter_table']
+           'layer_width', 'Fromage', 'embed_tokens', 'embed_images', 'run_language_model', 'positions_accepted',
+           'next_token_logits', 'output_bias', 'hidden_states', 'needs_all_layers', 'project_text', 'project_images',
+           'trained_parameters', 'rescale_ret', 'parameter_table']
 
-# %% ../nbs/22_model.ipynb #aef5e458
+# %% ../nbs/22_model.ipynb #12156999
 import inspect
 import math
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # %% ../nbs/22_model.ipynb #49e1f7c7
 RET = "[RET]"
@@ -75,10 +76,11 @@ def check_output_is_linear(language_model: PreTrainedModel) -> None:
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
         raise ValueError(f"{type(language_model).__name__} scales or caps its logits; allowed are plain linear output layers")
 
-# %% ../nbs/22_model.ipynb #4c3bc98e
+# %% ../nbs/22_model.ipynb #7d33d0c3
 def attention_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """The additive mask (1, 1, N, M) of allowed pairs (N, M)."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 @torch.no_grad()
@@ -106,7 +108,16 @@ def initial_row(table: Tensor, row: int) -> Tensor:
     mean = table.mean(0)
     return mean * (table.norm(dim=1).mean() / mean.norm().clamp_min(1e-8))
 
-# %% ../nbs/22_model.ipynb #9cd9a00a
+# %% ../nbs/22_model.ipynb #dd61336d
+def layer_width(language_model: PreTrainedModel, layer: int) -> int:
+    """Width of a layer's hidden state; the last one's is that of the output layer (OPT-350m projects)."""
+    layers = language_model.config.num_hidden_layers
+    if not -layers - 1 <= layer <= layers:
+        raise ValueError(f"text_emb_layers: {layer} is not among the layers 0 to {layers} (or negative, from the end)")
+    last = layer in (-1, layers)
+    return language_model.get_output_embeddings().weight.shape[1] if last else language_model.config.hidden_size
+
+# %% ../nbs/22_model.ipynb #94f7080a
 class Fromage(nn.Module):
     """A frozen language model grounded to images of V features: W_c, W_i, W_t, `[RET]` and the logit scale are trained."""
 
@@ -122,7 +133,7 @@ class Fromage(nn.Module):
         table, output = self.input_table, self.output_layer.weight
         self.caption_map = nn.Linear(vision_width, visual_tokens * table.shape[1])  # W_c
         self.image_map = nn.Linear(vision_width, retrieval_dim)  # W_i
-        self.text_maps = nn.ModuleList(nn.Linear(self.layer_width(layer), retrieval_dim) for layer in self.text_emb_layers)  # W_t
+        self.text_maps = nn.ModuleList(nn.Linear(layer_width(language_model, layer), retrieval_dim) for layer in text_emb_layers)
         self.ret_input = nn.Parameter(initial_row(table, self.vocabulary.ret_id))  # (E,)
         self.tied = output is table
         if not self.tied:
@@ -156,14 +167,7 @@ class Fromage(nn.Module):
         self.language_model.eval()
         return self
 
-    def layer_width(self, layer: int) -> int:
-        """Width of a layer's hidden state; the last one's is that of the output layer (OPT-350m projects)."""
-        layers = self.language_model.config.num_hidden_layers
-        if not -layers - 1 <= layer <= layers:
-            raise ValueError(f"text_emb_layers: {layer} is not among the layers 0 to {layers} (or negative, from the end)")
-        return self.output_layer.weight.shape[1] if layer in (-1, layers) else self.language_model.config.hidden_size
-
-# %% ../nbs/22_model.ipynb #7b669863
+# %% ../nbs/22_model.ipynb #10b3327e
 def embed_tokens(model: Fromage, ids: Tensor) -> Tensor:
     """Input embeddings (..., E) of ids (...), `[RET]`'s row included; gradients flow to that row alone."""
     is_ret = ids == model.vocabulary.ret_id
@@ -179,7 +183,8 @@ def embed_images(model: Fromage, features: Tensor) -> Tensor:
 
 
 def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None = None, mask: Tensor | None = None,
-                       positions: Tensor | None = None, use_cache: bool = False, all_layers: bool = False):
+                       positions: Tensor | None = None, use_cache: bool = False,
+                       all_layers: bool = False) -> BaseModelOutputWithPast:
     """The frozen model on embeddings (B, T, E): an output with `last_hidden_state` (B, T, D) and `past_key_values`.
 
     `mask` (B, past + T) marks the valid columns, `positions` (B, T) their place in the text; both only where rows are padded."""
@@ -195,7 +200,7 @@ def positions_accepted(kind: type) -> bool:
     """Whether an architecture takes explicit positions (ALiBi models infer them from the mask)."""
     return "position_ids" in inspect.signature(kind.forward).parameters
 
-# %% ../nbs/22_model.ipynb #499b8b7f
+# %% ../nbs/22_model.ipynb #c7d2de82
 def next_token_logits(model: Fromage, states: Tensor) -> Tensor:
     """Float32 logits (..., C) of states (..., D); C = `[RET]`'s id + 1, a missing `<|image|>` column is -inf."""
     frozen = torch.nn.functional.linear(states, model.output_layer.weight[:model.kept], output_bias(model)).float()
@@ -210,7 +215,7 @@ def output_bias(model: Fromage) -> Tensor | None:
     return None if bias is None else bias[:model.kept]
 
 
-def hidden_states(model: Fromage, output) -> list[Tensor]:
+def hidden_states(model: Fromage, output: BaseModelOutputWithPast) -> list[Tensor]:
     """The states (B, T, layer width) of each layer in `text_emb_layers`, from a model output."""
     last = (-1, model.language_model.config.num_hidden_layers)
     return [output.last_hidden_state if layer in last else output.hidden_states[layer] for layer in model.text_emb_layers]

@@ -20,7 +20,7 @@ from .language import caption, dialogue, plot, tell
 from .reading import Encoder, Encoded, collate, embed, text_loss
 from .world import COLOURS, sample_scene
 
-# %% ../nbs/15_probes.ipynb #1bb7ed9d
+# %% ../nbs/15_probes.ipynb #d30cd8d9
 @dataclass(frozen=True)
 class Probe:
     """A marked prompt, the words that may follow, and the words that are right."""
@@ -49,7 +49,7 @@ def summary_probe(rng: random.Random, rounds: int) -> Probe:
         facts = frozenset().union(*(turn.facts for turn in turns))
     return Probe(BOS + plain(answered(rng, turns, frozenset(), "line"))[:-1] + "{#", (), facts)
 
-
+# %% ../nbs/15_probes.ipynb #551389c0
 def story_probe(rng: random.Random, shown: bool, question: bool) -> Probe:
     """The hero's colour at the end of a story of five captions: as hashtag, or asked; `shown` puts key words behind four."""
     while True:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .model import Fromage, Vocabulary, embed_images, embed_tokens, run_language_model
 
-# %% ../nbs/30_prompts.ipynb #01e78f1b
+# %% ../nbs/30_prompts.ipynb #1b8bb6a8
 Piece = str | Image.Image | Tensor
 BOS_RULES = ("every", "first", "none")
 
@@ -30,7 +30,10 @@ class Prompt:
 
 def build_prompt(model: Fromage, pieces: Sequence[Piece], bos: str = "first",
                  encode: Callable[[Image.Image], Tensor] | None = None) -> Prompt:
-    """Ids and features of interleaved pieces; `bos` goes before every text, the first, or none. `encode` gives an image's (V,)."""
+    """Ids and features of interleaved pieces; `bos` goes before every text, the first, or none.
+
+    `encode` gives an image's features (V,).
+    """
     if bos not in BOS_RULES:
         raise ValueError(f"bos = {bos!r}: allowed is {', '.join(BOS_RULES)}")
     if isinstance(pieces, str) or not pieces:
@@ -54,7 +57,8 @@ def piece_features(model: Fromage, piece: Piece, encode: Callable[[Image.Image],
         piece = encode(piece)
     if not isinstance(piece, Tensor) or piece.shape != (model.caption_map.in_features,):
         found = tuple(piece.shape) if isinstance(piece, Tensor) else type(piece).__name__
-        raise ValueError(f"a piece of a prompt is {found}: allowed is a text, an image or {model.caption_map.in_features} features")
+        raise ValueError(f"a piece of a prompt is {found}: "
+                         f"allowed is a text, an image or {model.caption_map.in_features} features")
     return piece
 
 # %% ../nbs/30_prompts.ipynb #3ef3ea36

@@ -37,7 +37,7 @@ def train_tokenizer(seed: int, n_documents: int = 20000, vocabulary: int = 900) 
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=PAD)
 
-# %% ../nbs/14_reading.ipynb #53f11db5
+# %% ../nbs/14_reading.ipynb #380fa717
 MARKS = re.compile(r"</s>|[\[\]{}]| ?[A-Za-z]+| ?[^\sA-Za-z\[\]{}<]+|\s+(?!\S)|\s")
 FREE_WEIGHT = 0.15  # of a token that the context does not decide; decided ones weigh 1
 
@@ -51,7 +51,7 @@ class Encoded:
     added: list[tuple[int, int]]
     folded: list[int]
 
-
+# %% ../nbs/14_reading.ipynb #5502f6c6
 class Encoder:
     """Turns marked texts into ids; remembers the tokens of every word it has met."""
 

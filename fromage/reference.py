@@ -47,7 +47,7 @@ class PlainModel(nn.Module):
             found |= {f"{ours}.{part}": named[f"{name}.{part}"] for part in ("weight", "bias")}
         return found
 
-# %% ../nbs/42_reference.ipynb #176c4ec8
+# %% ../nbs/42_reference.ipynb #473b77f3
 def plain_captioning(plain: PlainModel, ids: Tensor, lengths: Tensor, features: Tensor, concatenate: bool) -> Tensor:
     """Captioning loss over padded ids (B, T)."""
     visual = plain.caption_map(features).view(len(ids), plain.visual_tokens, -1)
@@ -58,7 +58,8 @@ def plain_captioning(plain: PlainModel, ids: Tensor, lengths: Tensor, features: 
     if concatenate:
         ends = (lengths - 1 + plain.visual_tokens).tolist()
         pairs = [(row, row + 1) for row in range(0, len(ids), 2)]
-        inputs, labels = (torch.stack([torch.cat([x[a, :ends[a]], x[b, :ends[b]], x[a, ends[a]:], x[b, ends[b]:]]) for a, b in pairs])
+        inputs, labels = (torch.stack([torch.cat([x[a, :ends[a]], x[b, :ends[b]], x[a, ends[a]:], x[b, ends[b]:]])
+                                       for a, b in pairs])
                           for x in (inputs, labels))
     return plain.language_model(inputs_embeds=inputs, labels=labels).loss
 

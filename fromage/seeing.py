@@ -89,7 +89,7 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) 
     """Token ids (N, length), cut or padded."""
     return tokenizer(texts, max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
-# %% ../nbs/16_seeing.ipynb #cc18e3f5
+# %% ../nbs/16_seeing.ipynb #60122108
 @dataclass
 class SeeingLog:
     """Losses and in-batch accuracies at steps, and the seconds taken."""
@@ -113,7 +113,7 @@ def choose_rows(rng: random.Random, count: int, alike: list[list[int]], batch_si
     rows = rng.choice(alike) if rng.random() < 0.67 else range(count)
     return rng.sample(rows, batch_size) if len(rows) >= batch_size else rng.sample(range(count), batch_size)
 
-
+# %% ../nbs/16_seeing.ipynb #265940a3
 def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, n_scenes: int,
                    batch_size: int = 256, peak: float = 2e-3, every: int = 50,
                    report: Callable[[str], None] = print) -> SeeingLog:

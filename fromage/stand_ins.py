@@ -5,29 +5,32 @@
 # %% auto #0
 __all__ = ['SAMPLE_TEXT', 'ARCHITECTURES', 'stand_in_tokenizer', 'stand_in_config', 'stand_in_language_model']
 
-# %% ../nbs/19_stand_ins.ipynb #867deff2
+# %% ../nbs/19_stand_ins.ipynb #625f1619
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel, PreTrainedTokenizerBase,
-                          PreTrainedTokenizerFast, Qwen2Config)
+from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig, PreTrainedModel,
+                          PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config)
 
-# %% ../nbs/19_stand_ins.ipynb #1c516c74
-SAMPLE_TEXT = ["a red car on the green grass .", "the old man and a furry cat sit in the house .", "Q: what is it ?\nA: a blue river ."]
+# %% ../nbs/19_stand_ins.ipynb #7642bebf
+SAMPLE_TEXT = ["a red car on the green grass .", "the old man and a furry cat sit in the house .",
+               "Q: what is it ?\nA: a blue river ."]
 
 
 def stand_in_tokenizer(size: int | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a few merges with `</s>` as bos and eos, filled up to `size` entries."""
     trainer = ByteLevelBPETokenizer()
-    trainer.train_from_iterator(SAMPLE_TEXT, vocab_size=320, min_frequency=1, special_tokens=["<pad>", "</s>"], show_progress=False)
+    trainer.train_from_iterator(SAMPLE_TEXT, vocab_size=320, min_frequency=1, special_tokens=["<pad>", "</s>"],
+                                show_progress=False)
     filler = [f"<unused{number}>" for number in range((size or 0) - trainer.get_vocab_size())]
     trainer.add_tokens(filler)
     return PreTrainedTokenizerFast(tokenizer_object=trainer._tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
 
-# %% ../nbs/19_stand_ins.ipynb #fdd00abe
+# %% ../nbs/19_stand_ins.ipynb #7402acb1
 ARCHITECTURES = ("opt", "gpt2", "llama", "qwen2")
 
 
-def stand_in_config(architecture: str, vocabulary: int, width: int, layers: int, heads: int, tied: bool, projection: int | None):
+def stand_in_config(architecture: str, vocabulary: int, width: int, layers: int, heads: int, tied: bool,
+                    projection: int | None) -> PreTrainedConfig:
     """The transformers config of a random model; ValueError for an unknown architecture."""
     common = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     if architecture == "opt":

@@ -26,10 +26,10 @@ from .metrics import Estimate, bleu, ranks, retrieval_estimates
 from .model import Fromage, Vocabulary, project_images, rescale_ret, trained_parameters
 from .records import progress, to_plain
 
-# %% ../nbs/41_training.ipynb #563d9003
+# %% ../nbs/41_training.ipynb #396edcdc
 @dataclass
 class Pairs:
-    """N captioned images: features (N, V), possibly memory-mapped; ids of all captions in one array, cut at `offsets` (N + 1,)."""
+    """N captioned images: features (N, V), perhaps memory-mapped; ids of all captions in one array, cut at `offsets` (N + 1,)."""
     features: np.ndarray
     captions: Sequence[str]
     ids: np.ndarray
@@ -80,7 +80,7 @@ def learning_rate(training: Training, step: int) -> float:
     warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     return training.learning_rate * warm * training.decay_factor ** (step // training.decay_every)
 
-# %% ../nbs/41_training.ipynb #35385307
+# %% ../nbs/41_training.ipynb #d768bc98
 @dataclass
 class StepLosses:
     """The losses of one step, unweighted, and the gradient's norm before clipping."""
@@ -113,7 +113,8 @@ def train_step(model: Fromage, optimizer: torch.optim.Optimizer, batch: CaptionB
     norm = torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip or float("inf"))
     optimizer.step()
     rescale_ret(model)
-    weights = {"captioning": training.caption_weight, "retrieval": training.retrieval_weight, "contrastive": training.contrastive_weight}
+    weights = {"captioning": training.caption_weight, "retrieval": training.retrieval_weight,
+               "contrastive": training.contrastive_weight}
     return StepLosses(**losses, total=sum(weights[name] * value for name, value in losses.items()), grad_norm=norm.item())
 
 
@@ -150,7 +151,7 @@ def validate(model: Fromage, pairs: Pairs, captions: bool = False) -> dict[str, 
         metrics["bleu4"] = bleu(generate_captions(model, features), [pairs.captions[n] for n in range(len(pairs))])
     return metrics
 
-# %% ../nbs/41_training.ipynb #01f8116f
+# %% ../nbs/41_training.ipynb #4abecdef
 FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples"}
 
 
@@ -181,11 +182,12 @@ class Run:
         """The file that a killed run continues from."""
         return self.folder / "state.safetensors"
 
-
+# %% ../nbs/41_training.ipynb #e1b9af4e
 def run_identity(model: Fromage, pairs: Pairs, config: Config) -> dict:
     """What a state must agree with to be continued."""
     fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
-    return fixed | {"training pairs": [len(pairs), pairs.key], "language model weights": fingerprint_language_model(model.language_model)}
+    return fixed | {"training pairs": [len(pairs), pairs.key],
+                    "language model weights": fingerprint_language_model(model.language_model)}
 
 
 def save_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict) -> None:
@@ -193,14 +195,16 @@ def save_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, ident
     tensors = {f"weight/{name}": value for name, value in trained_parameters(model).items()}
     for name, value in trained_parameters(model).items():
         tensors |= {f"{part}/{name}": moment for part, moment in optimizer.state.get(value, {}).items()}
-    save_tensors(run.state_path, "training state", tensors, {"identity": identity, "history": run.history, "validations": run.validations})
+    save_tensors(run.state_path, "training state", tensors,
+                 {"identity": identity, "history": run.history, "validations": run.validations})
 
 
 def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict) -> None:
     """Continue a saved run in place; CheckpointError lists what differs from the run that was saved."""
     tensors, header = load_tensors(run.state_path, "training state")
     saved, now = header["identity"], to_plain(identity)
-    differing = [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    differing = [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in sorted({*saved, *now})
+                 if saved.get(name) != now.get(name)]
     if differing:
         raise CheckpointError(f"{run.state_path}: belongs to another run ({'; '.join(differing)}); allowed is the same "
                               "configuration, another output folder, or resume = False to begin anew")
@@ -210,7 +214,7 @@ def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, ident
         moments = {part: tensors[f"{part}/{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}/{name}" in tensors}
         optimizer.state[value] = {part: moment if part == "step" else moment.to(value.device) for part, moment in moments.items()}
 
-# %% ../nbs/41_training.ipynb #f1f3c5a0
+# %% ../nbs/41_training.ipynb #0446099f
 def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, tower_fingerprint: str | None) -> None:
     """Validate, remember, and write the checkpoint if it is the best so far."""
     run.validations.append({"step": run.step} | to_plain(validate(model, pairs)))
@@ -218,7 +222,8 @@ def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, to
         save_checkpoint(run.best_path, model, config, tower_fingerprint)
 
 
-def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, folder: str | Path, resume: bool, steps: int) -> Run:
+def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, folder: str | Path, resume: bool,
+              steps: int) -> Run:
     """The run to continue when `folder` holds an unfinished one and `resume` is set, else a new one."""
     run = Run(resolve_path(folder))
     if resume and run.state_path.is_file():

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# %% ../nbs/10_world.ipynb #38410d76
+# %% ../nbs/10_world.ipynb #1b1288c6
 COLOURS = {
     "red": (205, 35, 40), "orange": (245, 130, 20), "yellow": (245, 220, 50), "green": (45, 150, 55),
     "blue": (40, 80, 215), "purple": (125, 45, 165), "pink": (250, 150, 195), "black": (35, 35, 40),
@@ -31,7 +31,7 @@ GROUNDS = {
 STYLES = ("photo", "drawing")
 SPLITS = ("validation", "vist", "visdial", "train")
 
-
+# %% ../nbs/10_world.ipynb #8ab1637e
 @dataclass(frozen=True)
 class Thing:
     """One thing of a scene: its kind, colour, size and place, all words of this module's lists."""
@@ -136,7 +136,7 @@ def shape_mask(shapes: tuple[tuple[str, tuple], ...], side: int) -> np.ndarray:
             getattr(draw, kind)(points, fill=255)
     return np.asarray(large.reduce(SCALE), np.float32) / 255
 
-# %% ../nbs/10_world.ipynb #637e82ea
+# %% ../nbs/10_world.ipynb #af0d1bcf
 def paint_ground(noise: np.random.Generator, scene: Scene, height: int, width: int) -> np.ndarray:
     """The empty picture (height, width, 3) of values 0 to 255: textured ground, or paper with a hint of it."""
     colour = np.array(GROUNDS[scene.ground], np.float32)
@@ -169,7 +169,8 @@ def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, st
     else:
         hatch = (((row - column) * side + noise.integers(4)) % 4 < 2.6)[..., None]
         body = np.where(hatch, colour * 0.9 + 20, 0.5 * colour + 125)
-        edge = mask - np.asarray(Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.MinFilter(3)), np.float32) / 255
+        eroded = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.MinFilter(3))
+        edge = mask - np.asarray(eroded, np.float32) / 255
         body = body * (1 - np.maximum(0.85 * edge, 0.7 * inner)[..., None])
     patch += (body - patch) * mask[..., None]
 

@@ -35,7 +35,8 @@ GOOD = [
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_holds(rule) -> None:
-    assert rule(NOTEBOOKS) == []
+    found = rule(NOTEBOOKS)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
