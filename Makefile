@@ -23,13 +23,13 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 LIBRARY := $(wildcard fromage/*.py data/mini/manifest.json) settings.ini
 
-# One line a report: its name <run>-<preset>, and papermill's parameters for nbs/<run>.ipynb. A report is made again when its
-# notebook or the library is newer.
+# One line a report: its name <run>-<preset>, and papermill's parameters for nbs/<run>.ipynb. The run leaves its record (and
+# pictures) under `report`. A report is made again when its notebook or the library is newer.
 define report
 REPORTS += $(1)
 reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environment
 	@mkdir -p reports
-	papermill $$< reports/$(1).ipynb $(2) </dev/null
+	papermill $$< reports/$(1).ipynb $(2) -p report reports/$(1) </dev/null
 	python -m fromage.reporting reports/$(1).ipynb
 endef
 $(eval $(call report,train-mini,-p preset mini))
