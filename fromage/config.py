@@ -248,7 +248,7 @@ def get_preset(name: str) -> Config:
         raise ConfigError(f"preset = {name!r}: allowed is {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/00_config.ipynb #9b2cac8f
+# %% ../nbs/00_config.ipynb #0a0b5e2b
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 
@@ -259,7 +259,7 @@ def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespac
         literal = isinstance(value, (str, int, float, bool, list, tuple, dict, NoneType))
         if literal and name not in declared and not name.startswith("_") and name not in IPYTHON_NAMES:
             raise unknown_name(name, list(declared))
-    table = setting_table()
+    table = setting_table() if "preset" in declared else {}
     values, changes = {}, {}
     for name, kind in declared.items():
         keeps_preset = name in table and namespace[name] is None
