@@ -69,7 +69,7 @@ def chosen_logits(model: Fromage, states: Tensor, ids: Tensor) -> Tensor:
     found = found.masked_fill((ids >= model.kept) & (ids != model.vocabulary.ret_id), -torch.inf)
     return torch.where(ids == model.vocabulary.ret_id, states.float() @ model.ret_column, found)
 
-# %% ../nbs/33_scoring.ipynb #813614a7
+# %% ../nbs/33_scoring.ipynb #e0821f49
 def common_length(first: Prompt, second: Prompt, image_id: int) -> int:
     """How many leading positions of two prompts are equal, images compared by their features."""
     pairs = zip(first.ids, second.ids)
@@ -80,7 +80,7 @@ def common_length(first: Prompt, second: Prompt, image_id: int) -> int:
                  if not torch.equal(a, b)]
     return min([length, *different])
 
-
+# %% ../nbs/33_scoring.ipynb #e9f695dd
 class Context:
     """A prompt as read so far: its keys and values, and its states (T, D)."""
 
@@ -213,7 +213,7 @@ def sum_log_probabilities(context: Context, sequences: Sequence[Sequence[int]], 
     number_of = {key: number for number, key in enumerate(unique)}
     return sums[:, [number_of[key] for key in keys]].cpu()
 
-# %% ../nbs/33_scoring.ipynb #c54a00ca
+# %% ../nbs/33_scoring.ipynb #2fd8e910
 @dataclass(frozen=True)
 class Scores:
     """Log-likelihoods (N,) of candidates and their numbers of tokens (N,)."""
@@ -231,7 +231,7 @@ def score(model: Fromage, prompt: Prompt | Sequence[Piece], candidates: Sequence
           encode: Callable[[Image.Image], Tensor] | None = None) -> Scores:
     """Log-likelihoods of candidate texts after a prompt (or its pieces); `context` lets prompts that begin alike share work.
 
-    `tokens_per_pass` bounds memory; `padding`: a shared tree, or rows padded on the right or left; `encode`: see `build_prompt`."""
+    `tokens_per_pass` bounds memory; `padding`: a shared tree, or rows padded on one side; `encode`: see `build_prompt`."""
     prompt = prompt if isinstance(prompt, Prompt) else build_prompt(model, prompt, encode=encode)
     sequences = [model.vocabulary.encode(candidate, bos=bos) for candidate in candidates]
     context = (context or Context(model)).read(prompt)
