@@ -162,7 +162,7 @@ def read_machine() -> dict[str, Any]:
     return {"system": platform.system(), "processor": read_processor(), "cores": cores,
             "threads": torch.get_num_threads(), "memory_gb": memory and round(memory / 1e9, 1), "gpus": gpus}
 
-# %% ../nbs/01_records.ipynb #6c6a63b1
+# %% ../nbs/01_records.ipynb #565f0c96
 @dataclass
 class RunRecord:
     """What a run was asked, what came out, and where it came from."""
@@ -188,8 +188,8 @@ class RunRecord:
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Writes the record as JSON, atomically."""
-        return write_json(path, self)
+        """Writes the record as JSON, atomically; a relative path is below the repository."""
+        return write_json(resolve_path(path), self)
 
 
 def start_record(run: str, config: Any, seed: int, parents: dict[str, str | Path] | None = None) -> RunRecord:
