@@ -37,7 +37,7 @@ class Dialogue:
     caption: str
     rounds: tuple[Round, ...]
 
-# %% ../nbs/27_dialogues.ipynb #f3e77613
+# %% ../nbs/27_dialogues.ipynb #61f8bc68
 def look_up(pool: Sequence[str], number: Any, kind: str) -> str:
     """A pool's text without surrounding blanks; BadExample where the number is outside or the text is empty."""
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(pool):
@@ -52,7 +52,8 @@ def read_round(entry: Any, questions: Sequence[str], answers: Sequence[str], las
     """One round of the json, checked."""
     if not isinstance(entry, dict) or "question" not in entry:
         raise BadExample("damaged round")
-    question, numbers, right = look_up(questions, entry["question"], "question"), entry.get("answer_options"), entry.get("gt_index")
+    question = look_up(questions, entry["question"], "question")
+    numbers, right = entry.get("answer_options"), entry.get("gt_index")
     answer = None if last_of_test and "answer" not in entry else look_up(answers, entry.get("answer"), "answer")
     if numbers is None and not last_of_test and right is None:
         return Round(question, answer, (), None)  # an earlier round of the test split
@@ -78,10 +79,10 @@ def read_dialogue(entry: Any, questions: Sequence[str], answers: Sequence[str], 
         raise BadExample("gt_index is not the answer's place")
     return Dialogue(entry["image_id"], str(entry.get("caption", "")).strip(), tuple(found))
 
-# %% ../nbs/27_dialogues.ipynb #34eea7af
+# %% ../nbs/27_dialogues.ipynb #4c6d4b96
 @dataclass(frozen=True)
 class DialogueSet:
-    """Usable dialogues; relevances (100,) by (image_id, round from 1); what could not be used; the split and a key of the files."""
+    """Usable dialogues; relevances (100,) by (image_id, round from 1); what could not be used; split and a key of the files."""
     dialogues: list[Dialogue]
     relevance: dict[tuple[int, int], list[float]]
     problems: Problems
@@ -122,7 +123,7 @@ def read_dense(entries: Any, known: set[int], problems: Problems) -> dict[tuple[
         problems.add(reason, f"image {image}, round {at}")
     return found
 
-
+# %% ../nbs/27_dialogues.ipynb #6cfb580a
 def read_dialogues(path: str | Path, dense: str | Path | None = None) -> DialogueSet:
     """VisDial's json and its dense annotations; a dialogue that cannot be used is counted by reason."""
     paths = [resolve_path(name) for name in (path, dense) if name is not None]
