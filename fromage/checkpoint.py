@@ -28,7 +28,7 @@ from .config import Config, change, flatten, resolve_path
 from .model import Fromage, trained_parameters
 from .records import atomic_path
 
-# %% ../nbs/40_checkpoint.ipynb #43d41c8a
+# %% ../nbs/40_checkpoint.ipynb #b14576bb
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or does not fit; the message names the file and what is allowed."""
 
@@ -37,7 +37,7 @@ def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header
     """Write tensors and a JSON header atomically as one safetensors file."""
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(resolve_path(path)) as temporary:
-        save_file(contiguous, temporary, metadata={"fromage": kind, "header": json.dumps(header)})
+        save_file(contiguous, temporary, metadata={"fromage": json.dumps({"kind": kind} | header)})
     return resolve_path(path)
 
 
@@ -51,9 +51,11 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-    if metadata.get("fromage") != kind:
-        raise CheckpointError(f"{path}: holds {metadata.get('fromage', 'other tensors')!r}, expected a {kind!r}")
-    return tensors, json.loads(metadata["header"])
+    header = json.loads(metadata.get("fromage", "{}"))
+    found = header.pop("kind", "other tensors")
+    if found != kind:
+        raise CheckpointError(f"{path}: holds {found!r}, expected a {kind!r}")
+    return tensors, header
 
 # %% ../nbs/40_checkpoint.ipynb #4ed5c9a6
 @dataclass

@@ -1,0 +1,106 @@
+"""Training as a whole: what is frozen stays, a killed run continues to the same bits, bfloat16 and accumulation train too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fromage.checkpoint import load_tensors, new_model
+from fromage.config import MINI, Training, change
+from fromage.losses import make_batch
+from fromage.model import Fromage, trained_parameters
+from fromage.stand_ins import ARCHITECTURES, stand_in_language_model
+from fromage.training import fit, make_optimizer, make_pairs, train_step
+
+CAPTIONS = ["a red car", "the old man in the house", "a cat .", "a blue river and the green grass"]
+
+
+def random_batch(model):
+    """Four captions with random features."""
+    generator = torch.Generator().manual_seed(1)
+    return make_batch([model.vocabulary.encode_caption(text, 24) for text in CAPTIONS], torch.randn(4, 24, generator=generator))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_is_trained_moves(architecture, tied):
+    model = Fromage(*stand_in_language_model(architecture, tied=tied), 24, 2, 8)
+    frozen = {name: value.clone() for name, value in model.language_model.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in trained_parameters(model).items()}
+    training = Training(learning_rate=1e-2, warmup_steps=0)
+    optimizer, batch = make_optimizer(model, training), random_batch(model)
+    losses = [train_step(model, optimizer, batch, step % 2 == 1, training).total for step in range(8)]
+    assert losses[-2] < losses[0]
+    for name, value in model.language_model.state_dict().items():
+        assert torch.equal(value, frozen[name]), name
+    assert {name for name, value in trained_parameters(model).items() if torch.equal(value, before[name])} == set()
+    assert ("ret_output" in before) == (not tied)
+
+
+def test_passes_accumulate_to_the_same_gradients():
+    gradients = []
+    for tokens in (4096, 8):
+        torch.manual_seed(0)
+        model = Fromage(*stand_in_language_model("opt", spare_rows=7), 24, 2, 8)
+        training = Training(learning_rate=0.0, tokens_per_pass=tokens, gradient_clip=0.0)
+        train_step(model, make_optimizer(model, training), random_batch(model), True, training)
+        gradients.append({name: value.grad for name, value in trained_parameters(model).items()})
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, rtol=1e-4, atol=1e-5 * value.abs().max().item())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_bfloat16_trains_float32_parameters(device):
+    language_model, tokenizer = stand_in_language_model("llama")
+    model = Fromage(language_model.bfloat16(), tokenizer, 24, 2, 8).to(device)
+    training = Training(learning_rate=1e-2, warmup_steps=0)
+    optimizer = make_optimizer(model, training)
+    losses = [train_step(model, optimizer, random_batch(model), False, training).total for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert {value.dtype for value in trained_parameters(model).values()} == {torch.float32}
+    assert {value.dtype for value in language_model.parameters()} == {torch.bfloat16}
+
+
+CONFIG = change(MINI, batch_size=4, steps=40, visual_tokens=2, retrieval_dim=8, warmup_steps=2, validate_every=7, save_every=3)
+
+
+def train_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights after all steps of a small run in `folder`."""
+    rng = np.random.default_rng(0)
+    model = new_model(CONFIG, 24, *stand_in_language_model("opt", spare_rows=7))
+    captions = [" ".join(rng.choice(["a", "red", "car", "the", "old", "man"], 4)) for _ in range(14)]
+    pairs = make_pairs(model.vocabulary, rng.normal(size=(14, 24)).astype(np.float32), captions, 24)
+    fit(model, pairs, pairs, CONFIG, folder)
+    return {name: value.detach().clone() for name, value in trained_parameters(model).items()}
+
+
+def start_process(folder: Path) -> subprocess.Popen:
+    """The same run in a process of its own."""
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()}); from test_training import *; train_in(Path({str(folder)!r}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1])
+
+
+def test_a_killed_run_ends_in_the_same_bits(tmp_path):
+    """SIGKILL at whatever step it is at, twice; a third start finishes. No temporary file is taken for a state."""
+    state = tmp_path / "killed" / "state.safetensors"
+    reached = []
+    for _ in range(2):
+        seen, process = state.stat().st_mtime_ns if state.exists() else 0, start_process(state.parent)
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == seen):
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached.append(len(load_tensors(state, "training state")[1]["history"]))
+    assert 0 < reached[0] <= reached[1] < CONFIG.training.steps
+    resumed, whole = train_in(state.parent), train_in(tmp_path / "whole")
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    assert (state.parent / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
