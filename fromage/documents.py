@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BOS', 'NAMES', 'CONTENT', 'Document', 'STAGES', 'mark', 'keys', 'tags', 'start', 'answered', 'answerable',
-           'sentence_document', 'summary_document', 'question_document', 'dialogue_document', 'seen_dialogue_document',
-           'story_document', 'naming_document', 'change_document', 'write_document', 'plain']
+           'pairs_document', 'sentence_document', 'summary_document', 'question_document', 'dialogue_document',
+           'seen_dialogue_document', 'story_document', 'naming_document', 'change_document', 'write_document', 'plain']
 
 # %% ../nbs/13_documents.ipynb #be4b22be
 import random
@@ -74,7 +74,26 @@ def answerable(rng: random.Random, scene: Scene, known: frozenset[str], most: in
         chosen[rng.randrange(len(chosen))] = rng.choice(colours)
     return chosen
 
-# %% ../nbs/13_documents.ipynb #5e4ac71f
+# %% ../nbs/13_documents.ipynb #211e7503
+def pairs_document(rng: random.Random) -> str:
+    """Up to ten coloured things, as key words or as a list, and then the colour of each in another order: nothing but
+    finding in the context which word belongs to which."""
+    count = rng.choice((1, 2, 2, 2, 3, 4, 6, 8, 10))
+    pairs = [(kind, rng.choice(tuple(COLOURS))) for kind in rng.sample(KINDS, count)]
+    if rng.random() < 0.5:
+        text = start(rng) + "".join(f"[ {' '.join(rng.sample(pair, 2))}]" for pair in pairs) + BOS
+    else:
+        phrases = [f"{rng.choice(('', '', 'small ', 'big '))}{colour} {kind}" for kind, colour in pairs]
+        listed = ", ".join(phrases) if rng.random() < 0.6 else " and ".join(with_article(phrase) for phrase in phrases)
+        text = BOS + listed + rng.choice((".", "")) + rng.choice((BOS, "\n"))
+    rng.shuffle(pairs)
+    if rng.random() < 0.4:
+        return text + ", ".join(f"the {kind} is {{{colour}}}" for kind, colour in pairs) + "."
+    if rng.random() < 0.5:
+        return text + "".join(f"Q: what colour is the {kind}? A: {{{colour}}}. " for kind, colour in pairs)
+    return text + "".join(f"Q: what colour is the {kind}?\nA: {{{colour}}}\n" for kind, colour in pairs)
+
+
 def sentence_document(rng: random.Random) -> str:
     """Key words and a caption that uses them, once to three times in a row."""
     parts = []
@@ -192,12 +211,14 @@ def change_document(rng: random.Random) -> str:
     end = tags(rng, changed.facts(), 9) if rng.random() < 0.8 else BOS + mark(caption(rng, changed).text)
     return start(rng) + keys(rng, scene) + BOS + order + end
 
-# %% ../nbs/13_documents.ipynb #31279aa3
+# %% ../nbs/13_documents.ipynb #c1b7c726
 Document = Callable[[random.Random], str]
 STAGES: dict[str, dict[Document, float]] = {
-    "short": {sentence_document: 0.4, summary_document: 0.15, question_document: 0.45},
-    "mixed": {sentence_document: 0.24, summary_document: 0.08, question_document: 0.2, dialogue_document: 0.14,
-              seen_dialogue_document: 0.06, story_document: 0.14, naming_document: 0.06, change_document: 0.08},
+    "pairs": {pairs_document: 1.0},
+    "short": {sentence_document: 0.3, summary_document: 0.15, question_document: 0.45, pairs_document: 0.1},
+    "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.2, dialogue_document: 0.15,
+              seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.05, change_document: 0.06,
+              pairs_document: 0.04},
 }
 
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLACES_ON_DISK', 'TELLING', 'CONTENT', 'WorldSizes', 'WorldPaths', 'jpeg', 'add_member', 'write_shards',
-           'write_tables', 'write_vist', 'relevance', 'choose_options', 'write_visdial', 'world_key', 'ensure_world']
+           'write_tables', 'write_vist', 'relevance', 'choose_options', 'write_visdial', 'world_key', 'ensure_world',
+           'write_manifest', 'check_manifest']
 
-# %% ../nbs/17_mini.ipynb #4c07b118
+# %% ../nbs/17_mini.ipynb #a4492b41
 import fcntl
 import inspect
 import io
@@ -23,7 +24,7 @@ from pathlib import Path
 from . import language, world
 from .config import resolve_path
 from .language import caption, dialogue, plot, tell
-from .records import hash_value, write_json, write_text
+from .records import hash_file, hash_value, write_json, write_text
 from .world import COLOURS, GROUNDS, KINDS, PLACES, SIZES, STYLES, Scene, draw_scene, sample_scene
 
 # %% ../nbs/17_mini.ipynb #c5339ae2
@@ -223,3 +224,21 @@ def ensure_world(folder: str | Path = "data/mini/rendered", sizes: WorldSizes = 
         shutil.rmtree(paths.folder, ignore_errors=True)
         os.replace(fresh.folder, paths.folder)
     return paths
+
+# %% ../nbs/17_mini.ipynb #67929300
+def write_manifest(folder: str | Path = "data/mini") -> dict[str, dict]:
+    """Write `manifest.json`: bytes and SHA-256 of every shipped file (not of what is rendered)."""
+    folder = resolve_path(folder)
+    files = [path for part in ("lm", "tower") for path in sorted((folder / part).iterdir())]
+    files += [path for path in [folder / "checkpoint.safetensors"] if path.is_file()]
+    table = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files}
+    write_json(folder / "manifest.json", {"files": table, "bytes": sum(entry["bytes"] for entry in table.values())})
+    return table
+
+
+def check_manifest(folder: str | Path = "data/mini") -> list[str]:
+    """The shipped files that are missing or differ from the manifest; empty when all is well."""
+    folder = resolve_path(folder)
+    table = json.loads((folder / "manifest.json").read_text())["files"]
+    return [name for name, entry in table.items()
+            if not (folder / name).is_file() or hash_file(folder / name) != entry["sha256"]]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOWER', 'PREPROCESS', 'tower_tokenizer', 'new_tower', 'save_tower', 'scene_pixels', 'normalise', 'tokenise',
            'SeeingLog', 'like_scenes', 'choose_rows', 'pretrain_tower', 'tower_features', 'retrieval_ceiling',
-           'linear_probe', 'probe_tower']
+           'linear_probe', 'probe_tower', 'measure_tower']
 
-# %% ../nbs/16_seeing.ipynb #76ca2158
+# %% ../nbs/16_seeing.ipynb #98954f2a
 import copy
 import math
 import random
@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerFast
 
 from .language import caption
 from .records import atomic_path, write_json
-from .world import Scene, draw_scene, sample_scene
+from .world import KINDS, Scene, draw_scene, sample_scene
 
-# %% ../nbs/16_seeing.ipynb #4ca11247
+# %% ../nbs/16_seeing.ipynb #d29bb1fc
 TOWER = {
     "embed_dim": 192,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
@@ -57,13 +57,14 @@ def new_tower(tokenizer: PreTrainedTokenizerFast, seed: int, config: dict = TOWE
 
 
 def save_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict = TOWER) -> None:
-    """Write the folder that open_clip loads as `local-dir:<folder>`: config, weights, tokenizer."""
+    """Write the folder that open_clip loads as `local-dir:<folder>`: config, weights in float16, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(config)
     config["text_cfg"]["vocab_size"] = len(tokenizer)
     write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": PREPROCESS})
     with atomic_path(folder / "open_clip_model.safetensors") as path:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+        save_file({name: value.half().contiguous() if value.is_floating_point() else value
+                   for name, value in model.state_dict().items()}, path)
     tokenizer.save_pretrained(folder)
 
 # %% ../nbs/16_seeing.ipynb #c4a1a1cd
@@ -149,7 +150,7 @@ def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, se
     model.eval()
     return log
 
-# %% ../nbs/16_seeing.ipynb #83ab8282
+# %% ../nbs/16_seeing.ipynb #0369ddfc
 @torch.no_grad()
 def tower_features(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
     """Unnormalised image features (N, V)."""
@@ -178,4 +179,21 @@ def probe_tower(features: torch.Tensor, scenes: list[Scene], n_train: int) -> di
     for trait in ("kind", "colour", "size", "place"):
         labels[f"first {trait}"] = [getattr(s.things[0], trait) for s in scenes]
         labels[f"second {trait}"] = [getattr(s.things[-1], trait) for s in scenes]
-    return {name: linear_probe(features, values, n_train) for name, values in labels.items()}
+    found = {name: linear_probe(features, values, n_train) for name, values in labels.items()}
+    there = [linear_probe(features, [str(kind in scene.facts()) for scene in scenes], n_train) for kind in KINDS]
+    return found | {"a kind's presence (mean of ten)": sum(there) / len(there)}
+
+# %% ../nbs/16_seeing.ipynb #11a6d1c8
+@torch.no_grad()
+def measure_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> dict[str, float]:
+    """Retrieval among `count` held-out pictures by their captions, its ceiling, and linear probes (on three times as many)."""
+    rng = random.Random(seed)
+    scenes = [sample_scene(rng, "validation") for _ in range(4 * count)]
+    features = tower_features(model, scene_pixels(scenes, seed))
+    said = [caption(rng, scene) for scene in scenes[:count]]
+    texts = model.encode_text(tokenise(tokenizer, [text.text for text in said], model.context_length), normalize=True)
+    scores = texts @ F.normalize(features[:count], dim=1).T
+    place = (scores > scores.diagonal()[:, None]).sum(1)
+    found = {f"tower R@{k}": (place < k).double().mean().item() for k in (1, 5, 10)}
+    found["ceiling of R@1"] = retrieval_ceiling([text.facts for text in said], [scene.facts() for scene in scenes[:count]])
+    return found | {f"linear probe: {name}": value for name, value in probe_tower(features, scenes, 3 * count).items()}
