@@ -73,3 +73,18 @@ def test_the_parameters_tag_survives_cleaning(copy: Path) -> None:
     run("nbdev_clean", copy)
     after = {notebook.name: [cell.tags for cell in notebook.cells] for notebook in runs(read_notebooks(copy / "nbs"))}
     assert before == after and after["probe"] == [("parameters",)]
+
+
+def test_the_readme_names_every_notebook_and_no_other() -> None:
+    there = {notebook.name for notebook in read_notebooks()}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\b\d\d_[a-z_]+", text)) == {name for name in there if name[0].isdigit()}
+    listed = re.search(r"runs \(papermill\): ([a-z_ ·]+)", text)[1].split(" · ")
+    assert {name.strip() for name in listed} == {notebook.name for notebook in runs(read_notebooks())}
+
+
+def test_what_the_documents_link_to_is_there() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"papermill (nbs/\S+)", text)
+        assert [link for link in links if not (ROOT / link).is_file()] == []
