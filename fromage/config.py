@@ -125,7 +125,7 @@ class Grounding(Section):
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
     text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
 
-# %% ../nbs/00_config.ipynb #db8db78a
+# %% ../nbs/00_config.ipynb #9ebd7905
 FORMS = ("shards", "google_tsv", "caption_tsv")
 
 
@@ -141,6 +141,7 @@ class Data(Section):
     train_examples: int | None = setting(None, "training pairs used, at most", 2, 1_000_000_000)
     validation_examples: int | None = setting(5000, "validation pairs used, at most", 2, 10_000_000)
     features: str = setting("data/mini/rendered/features", "folder of the feature stores")
+    feature_dtype: str = setting("float32", "numbers in a feature store", choices=("float32", "float16"))
     max_caption_tokens: int = setting(24, "tokens of a caption, bos and [RET] included", 4, 2048)
 
 
