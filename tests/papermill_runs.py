@@ -18,7 +18,7 @@ class Outcome:
     notebook: Path
 
 
-def execute(notebook: str, output: Path, timeout: float = 600, folder: Path = ROOT, **parameters: Any) -> Outcome:
+def execute(notebook: str, output: Path, parameters: dict[str, Any], folder: Path = ROOT, timeout: float = 900) -> Outcome:
     """`papermill nbs/<notebook>.ipynb <output> -p name value ...` in `folder`, with stdin closed."""
     words = [text for name, value in parameters.items() for text in parameter_words(name, value)]
     command = [sys.executable, "-m", "papermill", str(ROOT / "nbs" / f"{notebook}.ipynb"), str(output), "--no-progress-bar", *words]

@@ -125,6 +125,9 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
+EXTRAS = [key for key in settings() if key.endswith("_requirements") and key != "dev_requirements"]
+
+
 def declared(*keys: str) -> set[str]:
     """Names of the distributions under these keys of settings.ini."""
     return {canonicalize_name(Requirement(text).name) for key in keys for text in settings()[key].split()}
@@ -143,21 +146,21 @@ def test_settings_are_the_one_home_of_dependencies() -> None:
 
 
 def third_party(exported: bool) -> set[str]:
-    """Distributions that exported cells, or all others, import."""
+    """Distributions that exported cells, or all others, import; those of an extra that is not installed by its name."""
     modules = set()
     for cell in (cell for item in NOTEBOOKS for cell in item.code if cell.exported == exported):
         for node in ast.walk(cell.tree):
             modules |= {name.name.split(".")[0] for name in node.names} if isinstance(node, ast.Import) else set()
             modules |= {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
-    homes = packages_distributions()
+    homes = packages_distributions() | {name.split("-")[0]: [name] for name in declared(*EXTRAS)}
     unknown = modules - set(stdlib_module_names) - {"fromage"} - set(homes)
     assert not unknown, f"imported but not installed: {unknown}"
     return {canonicalize_name(homes[name][0]) for name in modules - set(stdlib_module_names) - {"fromage"}}
 
 
 def test_what_is_imported_is_declared() -> None:
-    assert third_party(exported=True) <= declared("requirements")
-    assert third_party(exported=False) <= declared("requirements", "dev_requirements")
+    assert third_party(exported=True) <= declared("requirements", *EXTRAS)
+    assert third_party(exported=False) <= declared("requirements", "dev_requirements", *EXTRAS)
 
 
 def test_what_is_declared_is_used() -> None:

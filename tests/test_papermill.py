@@ -1,5 +1,7 @@
 """The runs by the command that a user types: injected parameters arrive, wrong ones stop the run with a message that helps."""
 
+import json
+
 import nbformat
 import pytest
 from house_rules import ROOT, read_notebooks, runs
@@ -17,7 +19,7 @@ def test_words_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_an_unknown_parameter_stops_a_run(name: str, tmp_path) -> None:
-    outcome = execute(name, tmp_path / "out.ipynb", lrr=1)
+    outcome = execute(name, tmp_path / "out.ipynb", {"lrr": 1})
     assert outcome.status != 0 and "unknown parameter 'lrr'" in outcome.log and "allowed: " in outcome.log
     assert executed_cells(outcome) == 2  # the injected parameters and the check; nothing behind it
 
@@ -26,3 +28,35 @@ def executed_cells(outcome: Outcome) -> int:
     """How many cells ran, the parameters' own cell aside."""
     cells = nbformat.read(outcome.notebook, as_version=4).cells
     return sum(bool(cell.get("execution_count")) for cell in cells if "parameters" not in cell.metadata.get("tags", ()))
+
+
+@pytest.mark.parametrize("name, value, allowed", [
+    ("steps", "many", "steps = 'many': allowed is int"),
+    ("steps", 1.5, "steps = 1.5: allowed is int"),
+    ("batch_size", 1, "batch_size = 1: allowed is int from 2"),
+    ("precision", "fp8", "precision = 'fp8': allowed is"),
+    ("preset", "huge", "huge"),
+])
+def test_a_wrong_value_stops_training(name: str, value, allowed: str, tmp_path) -> None:
+    outcome = execute("train", tmp_path / "out.ipynb", {name: value})
+    assert outcome.status != 0 and allowed in outcome.log
+    assert executed_cells(outcome) == 2
+
+
+def test_injected_parameters_arrive(tmp_path) -> None:
+    """A tiny training, started outside of the repository: notebook, record, picture and checkpoint, all as asked."""
+    source = (ROOT / "nbs" / "train.ipynb").read_bytes()
+    asked = {"steps": 4, "batch_size": 8, "train_examples": 64, "validation_examples": 32, "visual_tokens": 2, "examples": 2,
+             "learning_rate": 1e-3}
+    places = {"output": str(tmp_path / "run"), "report": str(tmp_path / "train-tiny")}
+    outcome = execute("train", tmp_path / "train-tiny.ipynb", asked | places, folder=tmp_path)
+    assert outcome.status == 0, outcome.log[-2000:]
+    record = json.loads((tmp_path / "train-tiny.json").read_text())
+    assert {name: record["config"]["training"].get(name) for name in ("steps", "batch_size", "learning_rate")} == {
+        name: asked[name] for name in ("steps", "batch_size", "learning_rate")}
+    assert record["config"]["grounding"]["visual_tokens"] == 2
+    assert record["metrics"]["steps"] == 4 and record["metrics"]["training pairs"] == 64
+    assert record["metrics"]["text_to_image.R@1"]["n_used"] == 32
+    assert (tmp_path / "run" / "best.safetensors").is_file() and (tmp_path / "train-tiny.png").is_file()
+    assert outcome.notebook.stat().st_size < 2_000_000
+    assert (ROOT / "nbs" / "train.ipynb").read_bytes() == source
