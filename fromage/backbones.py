@@ -98,7 +98,7 @@ def preprocess_image(
     pixels = pixels[:, top:top + target_height, left:left + target_width].float()
     return transforms.normalize(pixels, [255 * value for value in mean], [255 * value for value in std])
 
-# %% ../nbs/20_backbones.ipynb #907bf50b
+# %% ../nbs/20_backbones.ipynb #55401bea
 def without_projection(visual: nn.Module) -> nn.Module:
     """A view of an open_clip tower that shares its weights and ends before the projection, where it has one."""
     view = copy.copy(visual)
@@ -108,6 +108,12 @@ def without_projection(visual: nn.Module) -> nn.Module:
     elif isinstance(visual, open_clip.timm_model.TimmModel):
         kept = [(name, part) for name, part in visual.head.named_children() if name not in ("drop", "proj", "mlp")]
         view._modules["head"] = nn.Sequential(OrderedDict(kept))
+    elif isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+        pool = view._modules["attnpool"] = copy.copy(visual.attnpool)
+        weight = pool.c_proj.weight
+        identity = nn.Linear(weight.shape[1], weight.shape[1]).to(weight).requires_grad_(False)
+        nn.init.eye_(identity.weight), nn.init.zeros_(identity.bias)
+        pool._modules = pool._modules | {"c_proj": identity}
     return view
 
 
