@@ -32,9 +32,9 @@ def plain_scores(plain: PlainModel, prompt: Prompt, candidates: Sequence[list[in
         found.append(-F.cross_entropy(logits[first:first + len(ids)], torch.tensor(ids), reduction="sum"))
     return torch.stack(found)
 
-# %% ../nbs/43_reference_scoring.ipynb #77203c38
+# %% ../nbs/43_reference_scoring.ipynb #6c9c185e
 def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated: float = 0.0) -> list[tuple[str, list[str]]]:
-    """(text up to the question, candidates) a round, of random three-letter words; `repeated`: share of candidates that are not new."""
+    """(text up to the question, candidates) a round, of random words; `repeated` of the candidates are not new."""
     generator = torch.Generator().manual_seed(seed)
 
     def say(count: int) -> str:
