@@ -168,7 +168,7 @@ def story_document(rng: random.Random) -> str:
         return text + f"{BOS}Q: what colour is the {hero.kind}?\nA: {{{hero.colour}}}\n"
     return text + tags(rng, known, 9)
 
-# %% ../nbs/13_documents.ipynb #9d6f087d
+# %% ../nbs/13_documents.ipynb #17b188ab
 def naming_document(rng: random.Random) -> str:
     """New words for two or three kinds, learned from examples in this very text."""
     names = rng.sample(NAMES, rng.choice((2, 2, 3)))
@@ -176,14 +176,14 @@ def naming_document(rng: random.Random) -> str:
     text, shown = "", set()
     order = [*range(len(names)), *rng.choices(range(len(names)), k=rng.randint(1, 4))]
     rng.shuffle(order)
-    said = rng.random() < 0.3
+    said, opening = rng.random() < 0.3, rng.choice(("", "", "this is a "))
     for index in order:
         while kinds[index] not in (scene := sample_scene(rng, "train", 1)).things[0].kind:
             pass
         name = f"{{{names[index]}}}" if index in shown else names[index]
         shown.add(index)
         show = BOS + caption(rng, scene).text if said else keys(rng, scene)
-        text += show + f"{BOS}this is a {name}."
+        text += show + f"{BOS}{opening}{name}."
     return text + BOS
 
 
@@ -211,7 +211,7 @@ def change_document(rng: random.Random) -> str:
     end = tags(rng, changed.facts(), 9) if rng.random() < 0.8 else BOS + mark(caption(rng, changed).text)
     return start(rng) + keys(rng, scene) + BOS + order + end
 
-# %% ../nbs/13_documents.ipynb #c1b7c726
+# %% ../nbs/13_documents.ipynb #83a4e781
 Document = Callable[[random.Random], str]
 STAGES: dict[str, dict[Document, float]] = {
     "pairs": {pairs_document: 1.0},
@@ -219,6 +219,9 @@ STAGES: dict[str, dict[Document, float]] = {
     "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.2, dialogue_document: 0.15,
               seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.05, change_document: 0.06,
               pairs_document: 0.04},
+    "names": {sentence_document: 0.14, summary_document: 0.07, question_document: 0.12, dialogue_document: 0.14,
+              seen_dialogue_document: 0.04, story_document: 0.18, naming_document: 0.25, change_document: 0.04,
+              pairs_document: 0.02},
 }
 
 

@@ -49,7 +49,7 @@ def summary_probe(rng: random.Random, rounds: int) -> Probe:
         facts = frozenset().union(*(turn.facts for turn in turns))
     return Probe(BOS + plain(answered(rng, turns, frozenset(), "line"))[:-1] + "{#", (), facts)
 
-# %% ../nbs/15_probes.ipynb #551389c0
+# %% ../nbs/15_probes.ipynb #0cc4d60f
 def story_probe(rng: random.Random, shown: bool, question: bool) -> Probe:
     """The hero's colour at the end of a story of five captions: as hashtag, or asked; `shown` puts key words behind four."""
     while True:
@@ -76,8 +76,8 @@ def naming_probe(rng: random.Random, shots: int) -> Probe:
         kind = scenes[which].things[0].kind
         while (scene := sample_scene(rng, "validation", 1)).things[0].kind != kind:
             pass
-        text += keys(rng, scene) + BOS + f"this is a {names[which]}."
-    return Probe(text[:text.rindex(" ")], tuple(f" {name}" for name in names), frozenset((f" {names[asked]}",)))
+        text += keys(rng, scene) + BOS + f"{names[which]}."
+    return Probe(text[:text.rindex(BOS)] + BOS, tuple(names), frozenset((names[asked],)))
 
 # %% ../nbs/15_probes.ipynb #653db183
 PROBES: dict[str, Callable[[random.Random], Probe]] = {

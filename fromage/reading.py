@@ -200,7 +200,7 @@ def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: in
         look_back(model, (1, 2, 3, 4)[:width // HEAD], generator)
     return model
 
-# %% ../nbs/14_reading.ipynb #a0247434
+# %% ../nbs/14_reading.ipynb #2dd3318d
 @dataclass
 class ReadingLog:
     """What happened in training: steps, losses (weighted, decided), seconds, tokens read."""
@@ -215,16 +215,16 @@ class ReadingLog:
 STARTS = {"pairs": 0.0, "short": 0.06, "mixed": 0.25}  # share of the steps at which a stage of texts begins
 
 
-def stage_of(share: float) -> str:
+def stage_of(share: float, starts: dict[str, float] = STARTS) -> str:
     """The stage of texts when this share of the steps is done."""
-    return [stage for stage, begin in STARTS.items() if begin <= share][-1]
+    return [stage for stage, begin in starts.items() if begin <= share][-1]
 
 
 def pretrain_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
                             tokens: int = 2048, peak: float = 1.5e-3, every: int = 50,
-                            fast: bool = False, report: Callable[[str], None] = print,
+                            fast: bool = False, starts: dict[str, float] = STARTS, report: Callable[[str], None] = print,
                             check: Callable[[int], None] | None = None) -> ReadingLog:
-    """Train on freshly written texts, stage after stage (see `STARTS`); `fast` compiles the model (a minute) and computes in
+    """Train on freshly written texts, stage after stage as `starts` says; `fast` compiles the model (a minute) and computes in
     bfloat16."""
     torch.manual_seed(seed)
     if fast:
@@ -233,7 +233,7 @@ def pretrain_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokeni
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     warm = max(1, min(200, steps // 10))
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda now: min((now + 1) / warm, 1.0, 4 * (1 - now / steps) + 0.02))
-    stream = batches(random.Random(seed), Encoder(tokenizer), lambda: stage_of(step / steps), tokens)
+    stream = batches(random.Random(seed), Encoder(tokenizer), lambda: stage_of(step / steps, starts), tokens)
     model.train()
     for step in range(1, steps + 1):
         batch = next(stream)
