@@ -24,7 +24,7 @@ from .prompts import Prompt, build_prompt
 from .records import progress
 from .scoring import Context, sum_log_probabilities
 
-# %% ../nbs/51_visdial.ipynb #ea23d359
+# %% ../nbs/51_visdial.ipynb #d5bbdc48
 @dataclass(frozen=True)
 class Protocol:
     """How answers are scored and judged; the defaults are the corrected evaluation."""
@@ -53,7 +53,7 @@ def variants() -> dict[str, Protocol]:
     found |= {f"+ {words}": replace(CORRECTED, **{name: getattr(PUBLISHED, name)}) for name, words in DEFECTS.items()}
     found |= {"mean over tokens": replace(CORRECTED, per_token=True),
               "blank in the answer": replace(CORRECTED, blank_in_answer=True), "published": PUBLISHED}
-    return found | {f"published, without {words}": replace(PUBLISHED, **{name: getattr(CORRECTED, name)})
+    return found | {f"published - {words}": replace(PUBLISHED, **{name: getattr(CORRECTED, name)})
                     for name, words in DEFECTS.items()}
 
 # %% ../nbs/51_visdial.ipynb #6143e9d6
