@@ -132,7 +132,7 @@ def number_images(model: Fromage, prompts: Sequence[Prompt]) -> tuple[list[list[
         rows.append([next(places) if token == model.vocabulary.image_id else token for token in prompt.ids])
     return rows, features
 
-# %% ../nbs/50_vist.ipynb #c8ac90e2
+# %% ../nbs/50_vist.ipynb #542c55c3
 @torch.no_grad()
 def embed_shared(model: Fromage, prompts: Sequence[Prompt], tokens: int = 512) -> Tensor:
     """As `embed_queries`, (B, q), with common beginnings of neighbouring prompts computed once; at most `tokens` a pass."""
@@ -158,13 +158,13 @@ def embed_shared(model: Fromage, prompts: Sequence[Prompt], tokens: int = 512) -
 
 
 def embed_contexts(model: Fromage, stories: StorySet, contexts: Sequence[Context] = CONTEXTS,
-                   tokens: int = 512) -> dict[Context, Tensor]:
-    """The queries (Q, q) of every context."""
+                   share: bool = False) -> dict[Context, Tensor]:
+    """The queries (Q, q) of every context; `share` computes common beginnings once, else prompts of like length go together."""
     prompts = []
     for story, places in zip(stories.stories, stories.places):
         images = [stories.features[row] for row in places]
         prompts += [context_prompt(model, story, context, images) for context in contexts]
-    queries = embed_shared(model, prompts, tokens)
+    queries = embed_shared(model, prompts) if share else embed_queries(model, prompts, 16)
     return {context: queries[number::len(contexts)] for number, context in enumerate(contexts)}
 
 # %% ../nbs/50_vist.ipynb #41e4d94f
