@@ -7,12 +7,12 @@ __all__ = ['BOS', 'NAMES', 'CONTENT', 'Document', 'STAGES', 'mark', 'keys', 'tag
            'pairs_document', 'sentence_document', 'summary_document', 'question_document', 'dialogue_document',
            'seen_dialogue_document', 'story_document', 'naming_document', 'change_document', 'write_document', 'plain']
 
-# %% ../nbs/13_documents.ipynb #be4b22be
+# %% ../nbs/13_documents.ipynb #f6865ca6
 import random
 import re
 from collections.abc import Callable
 
-from .language import EVERYTHING, Turn, all_turns, at_place, caption, dialogue, plot, tell, with_article
+from .language import EVERYTHING, Turn, all_turns, caption, dialogue, plot, tell, with_article
 from .world import COLOURS, GROUNDS, KINDS, PLACES, SIZES, STYLES, Scene, Thing, sample_scene
 
 # %% ../nbs/13_documents.ipynb #eef11c21
@@ -74,7 +74,7 @@ def answerable(rng: random.Random, scene: Scene, known: frozenset[str], most: in
         chosen[rng.randrange(len(chosen))] = rng.choice(colours)
     return chosen
 
-# %% ../nbs/13_documents.ipynb #211e7503
+# %% ../nbs/13_documents.ipynb #47039268
 def pairs_document(rng: random.Random) -> str:
     """Up to ten coloured things, as key words or as a list, and then the colour of each in another order: nothing but
     finding in the context which word belongs to which."""
@@ -93,7 +93,7 @@ def pairs_document(rng: random.Random) -> str:
         return text + "".join(f"Q: what colour is the {kind}? A: {{{colour}}}. " for kind, colour in pairs)
     return text + "".join(f"Q: what colour is the {kind}?\nA: {{{colour}}}\n" for kind, colour in pairs)
 
-
+# %% ../nbs/13_documents.ipynb #5e4ac71f
 def sentence_document(rng: random.Random) -> str:
     """Key words and a caption that uses them, once to three times in a row."""
     parts = []

@@ -233,8 +233,8 @@ def plot(rng: random.Random, length: int = 5, split: str | None = None) -> list[
             if frame is not None:
                 frames.append(frame)
 
-# %% ../nbs/12_language.ipynb #27f5aede
-def tell_frame(rng: random.Random, frame: Frame, hero_phrase: str, then: str, new: Said | None) -> Said:
+# %% ../nbs/12_language.ipynb #5cdf8a76
+def tell_frame(rng: random.Random, frame: Frame, then: str, new: Said | None) -> Said:
     """One later caption of a story: the change and nothing else, the hero as "it"."""
     scene, hero = frame.scene, frame.scene.things[frame.hero]
     others = [thing for thing in scene.things if thing is not hero]
@@ -268,7 +268,7 @@ def tell(rng: random.Random, frames: list[Frame]) -> Story:
         others = [thing for thing in scene.things if thing is not hero]
         new = mention(rng, others[0], colour=0.6, size=0.2) if frame.event == "meet" else None
         then = rng.choice(("then", "later", "after that") if index < 4 else ("in the end", "at last", "then"))
-        said = tell_frame(rng, frame, phrase.text, then, new)
+        said = tell_frame(rng, frame, then, new)
         captions.append(said.text)
         known_ground = {scene.ground} if frame.event == "move" else known_ground
         known_other = frozenset() if not others else new.facts if new else known_other

@@ -200,7 +200,7 @@ def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: in
         look_back(model, (1, 2, 3, 4)[:width // HEAD], generator)
     return model
 
-# %% ../nbs/14_reading.ipynb #2dd3318d
+# %% ../nbs/14_reading.ipynb #7d4e5485
 @dataclass
 class ReadingLog:
     """What happened in training: steps, losses (weighted, decided), seconds, tokens read."""
@@ -219,7 +219,7 @@ def stage_of(share: float, starts: dict[str, float] = STARTS) -> str:
     """The stage of texts when this share of the steps is done."""
     return [stage for stage, begin in starts.items() if begin <= share][-1]
 
-
+# %% ../nbs/14_reading.ipynb #13c5b4d2
 def pretrain_language_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
                             tokens: int = 2048, peak: float = 1.5e-3, every: int = 50,
                             fast: bool = False, starts: dict[str, float] = STARTS, report: Callable[[str], None] = print,
