@@ -1,4 +1,5 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
+# make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -43,6 +44,12 @@ help:
 .PHONY: reports
 reports: $(REPORTS:%=reports/%.html)
 	@python -m fromage.reporting
+
+.PHONY: benchmark
+benchmark: environment
+	@mkdir -p reports
+	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p report reports/benchmark-mini </dev/null
+	python -m fromage.reporting reports/benchmark-mini.ipynb
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

@@ -225,7 +225,7 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: nested[name] if section is None else nested[section][name]
             for name, (section, _, _) in setting_table().items()}
 
-# %% ../nbs/00_config.ipynb #721a1688
+# %% ../nbs/00_config.ipynb #cb06db1e
 PAPER = change(
     Config(preset="paper", device="cuda"),
     language_model="facebook/opt-6.7b", precision="bfloat16",
@@ -237,8 +237,8 @@ SMALL = change(
 )
 MINI = change(
     Config(preset="mini"),
-    visual_tokens=4, retrieval_dim=64, batch_size=64, steps=1500, learning_rate=2e-3, warmup_steps=50, decay_every=1200,
-    validate_every=500, validation_examples=1000, save_every=250,
+    visual_tokens=4, retrieval_dim=64, batch_size=64, steps=800, learning_rate=2e-3, warmup_steps=50, decay_every=600,
+    tokens_per_pass=512, train_examples=12_000, validation_examples=1000, validate_every=400, save_every=200,
 )
 PRESETS = {"mini": MINI, "small": SMALL, "paper": PAPER}
 
