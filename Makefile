@@ -34,6 +34,7 @@ reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environ
 	python -m fromage.reporting reports/$(1).ipynb
 endef
 $(eval $(call report,train-mini,-p preset mini))
+$(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini))
 
 .PHONY: help
