@@ -113,7 +113,7 @@ def best_rows(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Seq
         best = found
     return ROWS - (best & ROWS)
 
-# %% ../nbs/31_retrieval.ipynb #ce14f7ca
+# %% ../nbs/31_retrieval.ipynb #031aaa69
 @torch.no_grad()
 def index_features(image_map: nn.Linear, ids: Sequence[str], features: np.ndarray | Tensor, paths: Sequence[str] = (),
                    key: str = "", dtype: torch.dtype = torch.float32, batch_size: int = 4096) -> ImageIndex:
@@ -122,8 +122,8 @@ def index_features(image_map: nn.Linear, ids: Sequence[str], features: np.ndarra
         raise ValueError(f"dtype = {dtype}: allowed is torch.float32, torch.float16")
     device, rows = image_map.weight.device, []
     for start in range(0, len(features), batch_size):
-        part = torch.as_tensor(np.asarray(features[start:start + batch_size]), dtype=torch.float32, device=device)
-        rows.append(F.normalize(image_map(part), dim=-1).to(dtype).cpu())
+        part = np.array(features[start:start + batch_size], dtype=np.float32)  # a copy: stores are read-only
+        rows.append(F.normalize(image_map(torch.from_numpy(part).to(device)), dim=-1).to(dtype).cpu())
     return ImageIndex(ids, torch.cat(rows), list(paths), key)
 
 
