@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'block_logits', 'FrozenCrossEntropy', 'vocabulary_cross_entropy', 'CaptionBatch', 'make_batch', 'Sequence',
-           'caption_sequences', 'split_passes', 'segments', 'run_packed', 'caption_losses', 'caption_loss',
+           'caption_sequences', 'Rows', 'lay_out', 'split_passes', 'run_rows', 'caption_losses', 'caption_loss',
            'RetrievalPass', 'run_ret', 'retrieval_pass', 'contrastive_logits', 'contrastive_losses']
 
 # %% ../nbs/23_losses.ipynb #410e31d7
@@ -120,7 +120,43 @@ def caption_sequences(batch: CaptionBatch, visual_tokens: int, concatenate: bool
     step = 2 if concatenate else 1
     return [Sequence(torch.cat(sources[i:i + step])[:-1], torch.cat(targets[i:i + step])[1:]) for i in range(0, count, step)]
 
-# %% ../nbs/23_losses.ipynb #f272ed93
+# %% ../nbs/23_losses.ipynb #7912b3ce
+@dataclass
+class Rows:
+    """S sequences in R rows of L places. Segments: the sequence's number, -1 for a beginning shared by its row, -2 for no token."""
+    segment: Tensor  # (R, L)
+    positions: Tensor  # (R, L), in the sequence
+    token: Tensor  # (R, L), the number of the token (0 to N - 1) that stands there
+    place: Tensor  # (N,), where each token stands: row * L + column
+    members: list[list[int]]  # the sequences of each row
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same on another device."""
+        return Rows(*(value.to(device) for value in (self.segment, self.positions, self.token, self.place)), self.members)
+
+
+def lay_out(lengths: list[int], shared: int = 0, width: int = 96) -> Rows:
+    """Deal sequences out to rows of about `width` places; the first `shared` tokens, the same in all, stand once in a row."""
+    count = min(len(lengths), max(1, round(sum(lengths) / width)))
+    members, filled, starts = [[] for _ in range(count)], [shared] * count, {}
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        row = filled.index(min(filled))
+        members[row].append(number)
+        starts[number] = (row, filled[row])
+        filled[row] += lengths[number] - shared
+    segment = torch.full((count, max(filled)), -2)
+    positions, token, place, first = torch.zeros_like(segment), torch.zeros_like(segment), [], 0
+    for number, length in enumerate(lengths):
+        row, start = starts[number]
+        columns = torch.cat([torch.arange(shared), torch.arange(start, start + length - shared)])
+        segment[row, columns] = torch.tensor([-1] * shared + [number] * (length - shared))
+        positions[row, columns] = torch.arange(length)
+        token[row, columns] = first + torch.arange(length)
+        place.append(row * max(filled) + columns)
+        first += length
+    return Rows(segment, positions, token, torch.cat(place), members)
+
+# %% ../nbs/23_losses.ipynb #0e1f14f8
 def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
     """Consecutive sequence numbers cut into passes of at most `tokens` tokens each, but at least one sequence."""
     passes, filled = [[]], 0
@@ -133,22 +169,15 @@ def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
     return passes
 
 
-def segments(lengths: list[int], device: torch.device) -> Tensor:
-    """The sequence number of every token of a packed row (N,)."""
-    return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = False) -> BaseModelOutputWithPast:
+    """The language model over the tokens' embeddings (N, E) laid out in rows; the output's states are (R, L, D)."""
+    grid = embeddings[rows.token]
+    if sum(map(len, rows.members)) == 1:
+        return run_language_model(model, grid, use_cache=use_cache)
+    seen = (rows.segment[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
+    return run_language_model(model, grid, None, attention_mask(seen.tril(), grid.dtype), rows.positions, use_cache)
 
-
-def run_packed(model: Fromage, embeddings: Tensor, lengths: list[int],
-               use_cache: bool = False) -> BaseModelOutputWithPast:
-    """The language model over sequences packed into embeddings (N, E); the output's first axis is 1."""
-    if len(lengths) == 1:
-        return run_language_model(model, embeddings[None], use_cache=use_cache)
-    segment = segments(lengths, embeddings.device)
-    positions = torch.cat([torch.arange(length, device=embeddings.device) for length in lengths])
-    mask = attention_mask((segment[:, None] == segment).tril(), embeddings.dtype)
-    return run_language_model(model, embeddings[None], None, mask, positions[None], use_cache)
-
-# %% ../nbs/23_losses.ipynb #e6da4791
+# %% ../nbs/23_losses.ipynb #48b35b8d
 def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Iterator[Tensor]:
     """Losses of the passes over a batch; they add up to the mean over all caption targets."""
     sequences = caption_sequences(batch, model.visual_tokens, concatenate)
@@ -159,7 +188,8 @@ def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = Fals
         source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(text.device)
                           for name in ("source", "target"))
         table = torch.cat([embed_images(model, batch.features).flatten(0, 1), text])
-        states = run_packed(model, table[source], [len(sequence.source) for sequence in chosen]).last_hidden_state[0]
+        rows = lay_out([len(sequence.source) for sequence in chosen]).to(text.device)
+        states = run_rows(model, table[source], rows).last_hidden_state.flatten(0, 1)[rows.place]
         yield vocabulary_cross_entropy(model, states[target >= 0], target[target >= 0]) / total
 
 
@@ -167,7 +197,7 @@ def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
     """Mean cross-entropy of the captions given their images (paper, eq. 1)."""
     return torch.stack(list(caption_losses(model, batch, concatenate, tokens))).sum()
 
-# %% ../nbs/23_losses.ipynb #e956ea1b
+# %% ../nbs/23_losses.ipynb #44771f6b
 @dataclass
 class RetrievalPass:
     """What `caption[RET]` gives: mean cross-entropy (), and text embeddings (B, q), not normalised."""
@@ -175,18 +205,25 @@ class RetrievalPass:
     text: Tensor
 
 
-def run_ret(model: Fromage, cache: Cache, lengths: list[int]) -> BaseModelOutputWithPast:
-    """One `[RET]` for each packed sequence of a cache, with gradients; the output's states are (1, B, D)."""
-    token = model.ret_input.to(model.input_table.dtype).expand(1, len(lengths), -1)
-    if len(lengths) == 1:
-        return run_language_model(model, token, cache, all_layers=needs_all_layers(model))
-    own = torch.arange(len(lengths), device=token.device)
-    allowed = own[:, None] == torch.cat([segments(lengths, token.device), own])  # (B, N + B)
-    positions = torch.tensor([lengths], device=token.device)
-    mask = attention_mask(allowed, token.dtype)
-    return run_language_model(model, token, cache, mask, positions, all_layers=needs_all_layers(model))
+def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> list[Tensor]:
+    """One `[RET]` behind each sequence of a cache, with gradients: the states (S, layer width) of each of `text_emb_layers`."""
+    count, width = len(rows.members), max(map(len, rows.members))
+    token = model.ret_input.to(model.input_table.dtype).expand(count, width, -1)
+    mask, positions, slots = None, None, {number: row * width + column for row, numbers in enumerate(rows.members)
+                                          for column, number in enumerate(numbers)}
+    if len(slots) > 1:
+        own = torch.full((count * width,), -3, device=token.device)
+        own[list(slots.values())] = torch.tensor(list(slots), device=token.device)
+        ends = torch.tensor(lengths, device=token.device)[own.clamp_min(0)]
+        own, positions = own.view(count, width), ends.view(count, width)
+        past = (own[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
+        itself = torch.eye(width, dtype=torch.bool, device=token.device).expand(count, width, width)
+        mask = attention_mask(torch.cat([past, itself], 2), token.dtype)  # (R, 1, width, L + width)
+    output = run_language_model(model, token, cache, mask, positions, all_layers=needs_all_layers(model))
+    order = [slots[number] for number in range(len(slots))]
+    return [state.flatten(0, 1)[order] for state in hidden_states(model, output)]
 
-
+# %% ../nbs/23_losses.ipynb #97b1d16f
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
     losses, texts, lengths = [], [], (batch.lengths - 1).tolist()
@@ -194,12 +231,11 @@ def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> R
         chosen = [lengths[number] for number in numbers]
         ids = torch.cat([batch.ids[number, :length] for number, length in zip(numbers, chosen)])
         target = torch.cat([batch.ids[number, 1:length + 1] for number, length in zip(numbers, chosen)])
+        rows = lay_out(chosen, shared=int(bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all()))).to(ids.device)
         with torch.no_grad():
-            caption = run_packed(model, embed_tokens(model, ids), chosen, use_cache=True)
-        losses.append(vocabulary_cross_entropy(model, caption.last_hidden_state[0], target))
-        output = run_ret(model, caption.past_key_values, chosen)
-        states = [state[0] for state in hidden_states(model, output)]
-        texts.append(project_text(model, states))
+            caption = run_rows(model, embed_tokens(model, ids), rows, use_cache=True)
+        losses.append(vocabulary_cross_entropy(model, caption.last_hidden_state.flatten(0, 1)[rows.place], target))
+        texts.append(project_text(model, run_ret(model, caption.past_key_values, rows, chosen)))
     return RetrievalPass(torch.stack(losses).sum() / sum(lengths), torch.cat(texts))
 
 # %% ../nbs/23_losses.ipynb #395ddb79

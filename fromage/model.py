@@ -76,11 +76,11 @@ def check_output_is_linear(language_model: PreTrainedModel) -> None:
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
         raise ValueError(f"{type(language_model).__name__} scales or caps its logits; allowed are plain linear output layers")
 
-# %% ../nbs/22_model.ipynb #7d33d0c3
+# %% ../nbs/22_model.ipynb #dc3a4116
 def attention_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask (1, 1, N, M) of allowed pairs (N, M)."""
+    """The additive mask (R, 1, N, M) of allowed pairs (R, N, M); R is 1 for pairs (N, M)."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).view(-1, 1, *allowed.shape[-2:])
 
 
 @torch.no_grad()
