@@ -225,7 +225,7 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: nested[name] if section is None else nested[section][name]
             for name, (section, _, _) in setting_table().items()}
 
-# %% ../nbs/00_config.ipynb #cb06db1e
+# %% ../nbs/00_config.ipynb #c0aa3adb
 PAPER = change(
     Config(preset="paper", device="cuda"),
     language_model="facebook/opt-6.7b", precision="bfloat16",
@@ -238,7 +238,7 @@ SMALL = change(
 MINI = change(
     Config(preset="mini"),
     visual_tokens=4, retrieval_dim=64, batch_size=64, steps=800, learning_rate=2e-3, warmup_steps=50, decay_every=600,
-    tokens_per_pass=512, train_examples=12_000, validation_examples=1000, validate_every=400, save_every=200,
+    tokens_per_pass=1024, train_examples=12_000, validation_examples=1000, validate_every=400, save_every=200,
 )
 PRESETS = {"mini": MINI, "small": SMALL, "paper": PAPER}
 

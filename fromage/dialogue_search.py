@@ -57,12 +57,13 @@ def embed_pictures(model: Fromage, features: np.ndarray) -> Tensor:
     """Retrieval embeddings (N, q) of images with features (N, V), not normalised."""
     return project_images(model, torch.as_tensor(np.asarray(features, np.float32), device=model.device)).cpu()
 
-# %% ../nbs/56_dialogue_search.ipynb #9dd23f9a
-def clip_dialogues(tower: VisionTower, dialogues: Sequence[Dialogue], caption: bool = False) -> tuple[Tensor, list[int]]:
-    """CLIP's embeddings (N, rounds, P) after each round, and how many of the N texts were cut in each round."""
+# %% ../nbs/56_dialogue_search.ipynb #f034d5e1
+def clip_dialogues(tower: VisionTower, dialogues: Sequence[Dialogue], caption: bool = False,
+                   after: Sequence[int] | None = None) -> tuple[Tensor, list[int]]:
+    """CLIP's embeddings (N, A, P) `after` so many rounds (default: each), and how many of the N texts were cut at each."""
     rows, cuts = [], []
-    for at in progress(range(len(dialogues[0].rounds)), label="rounds read by CLIP"):
-        parts = [tower.encode_text([search_text(each, at + 1, caption) for each in dialogues[start:start + 64]])
+    for count in progress(after or range(1, len(dialogues[0].rounds) + 1), label="rounds read by CLIP"):
+        parts = [tower.encode_text([search_text(each, count, caption) for each in dialogues[start:start + 64]])
                  for start in range(0, len(dialogues), 64)]
         rows.append(torch.cat([found for found, _ in parts]).cpu())
         cuts.append(sum(cut for _, cut in parts))

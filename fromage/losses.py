@@ -31,36 +31,42 @@ def block_logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     blocks = [slice(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
     return [F.linear(states, weight[block], None if bias is None else bias[block]).float() for block in blocks], blocks
 
-# %% ../nbs/23_losses.ipynb #15fd142d
+# %% ../nbs/23_losses.ipynb #2ac6243f
 class FrozenCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(target) over states (M, D): frozen columns from `weight` (C', D) and `bias`, the last one from `ret` (D,)."""
+    """Sum of -log p(target) after states (M, D): frozen columns from `weight` (C', D) and `bias`, the last one from `ret` (D,)."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, ret: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ret_id: int,
-                chunk: int) -> Tensor:
-        """Targets (M,) are ids; `[RET]`'s id stands for the last column. Gradients are made here and scaled in `backward`."""
+    def forward(ctx: Any, states: Tensor, ret: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor,
+                ret_id: int, chunk: int) -> Tensor:
+        """Targets (T,) are ids behind the states `rows` (T,); `[RET]`'s id is the last column. Gradients are made here."""
         needs_states, needs_ret = ctx.needs_input_grad[:2]
         total = states.new_zeros((), dtype=torch.float32)
         state_gradient = torch.zeros_like(states) if needs_states else None
         ret_gradient = torch.zeros_like(ret) if needs_ret else None
-        for part in (slice(start, start + chunk) for start in range(0, len(states), chunk)):
-            rows, target, last = states[part], targets[part], states[part].float() @ ret
-            logits, blocks = block_logits(rows, weight, bias)
-            normaliser = torch.stack([*(block.logsumexp(1) for block in logits), last], 1).logsumexp(1)
-            total += normaliser.sum() - last[target == ret_id].sum()
-            last = (last - normaliser).exp() - (target == ret_id).float()
+        for start in range(0, len(states), chunk):
+            part, own = states[start:start + chunk], (rows >= start) & (rows < start + chunk)
+            place, target, last = rows[own] - start, targets[own], part.float() @ ret
+            counts = torch.bincount(place, minlength=len(part)).float()  # targets behind each state
+            logits, blocks = block_logits(part, weight, bias)
+            peaks, sums, hits = [], [], []
             for found, block in zip(logits, blocks):
                 inside = ((target >= block.start) & (target < block.stop)).nonzero()[:, 0]
-                right = (inside, target[inside] - block.start)
-                total -= found[right].sum()
-                if needs_states:
-                    error = found.sub_(normaliser[:, None]).exp_()
-                    error[right] -= 1
-                    state_gradient[part] += error.to(weight.dtype) @ weight[block]
+                hits.append((place[inside], target[inside] - block.start))
+                total -= found[hits[-1]].sum()
+                peaks.append(found.amax(1))
+                sums.append(found.sub_(peaks[-1][:, None]).exp_().sum(1))  # the block now holds exp(logit - peak)
+            normaliser = torch.stack([*(peak + mass.log() for peak, mass in zip(peaks, sums)), last], 1).logsumexp(1)
+            is_ret = place[target == ret_id]
+            total += counts @ normaliser - last[is_ret].sum()
+            last = counts * (last - normaliser).exp() - torch.bincount(is_ret, minlength=len(part))
             if needs_states:
-                state_gradient[part] += (last[:, None] * ret).to(weight.dtype)
+                for found, block, peak, hit in zip(logits, blocks, peaks, hits):
+                    error = found.mul_((counts * (peak - normaliser).exp())[:, None])
+                    error.index_put_(hit, error.new_tensor(-1.0), accumulate=True)
+                    state_gradient[start:start + chunk] += error.to(weight.dtype) @ weight[block]
+                state_gradient[start:start + chunk] += (last[:, None] * ret).to(weight.dtype)
             if needs_ret:
-                ret_gradient += last @ rows.float()
+                ret_gradient += last @ part.float()
         ctx.save_for_backward(state_gradient, ret_gradient)
         return total
 
@@ -69,13 +75,14 @@ class FrozenCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients made in `forward`."""
         states, ret = (None if gradient is None else gradient * scale for gradient in ctx.saved_tensors)
-        return states, ret, None, None, None, None, None
+        return states, ret, *[None] * 6
 
-
-def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, chunk: int = 512) -> Tensor:
-    """Sum over M of the cross-entropy of ids `targets` (M,) after states (M, D), over the columns of `next_token_logits`."""
+# %% ../nbs/23_losses.ipynb #adddd9c8
+def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, rows: Tensor | None = None, chunk: int = 512) -> Tensor:
+    """Sum of the cross-entropies of ids `targets` (T,) behind the states (M, D) numbered `rows` (T,), by default each its own."""
+    rows = torch.arange(len(states), device=states.device) if rows is None else rows
     return FrozenCrossEntropy.apply(states, model.ret_column, model.output_layer.weight[:model.kept], output_bias(model),
-                                    targets, model.vocabulary.ret_id, chunk)
+                                    targets, rows, model.vocabulary.ret_id, chunk)
 
 # %% ../nbs/23_losses.ipynb #dddae283
 @dataclass
@@ -120,10 +127,10 @@ def caption_sequences(batch: CaptionBatch, visual_tokens: int, concatenate: bool
     step = 2 if concatenate else 1
     return [Sequence(torch.cat(sources[i:i + step])[:-1], torch.cat(targets[i:i + step])[1:]) for i in range(0, count, step)]
 
-# %% ../nbs/23_losses.ipynb #7912b3ce
+# %% ../nbs/23_losses.ipynb #9a85a746
 @dataclass
 class Rows:
-    """S sequences in R rows of L places. Segments: the sequence's number, -1 for a beginning shared by its row, -2 for no token."""
+    """S sequences in R rows of L places; a segment is a sequence's number, -1 a beginning that its row shares, -2 no token."""
     segment: Tensor  # (R, L)
     positions: Tensor  # (R, L), in the sequence
     token: Tensor  # (R, L), the number of the token (0 to N - 1) that stands there
@@ -223,7 +230,7 @@ def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> lis
     order = [slots[number] for number in range(len(slots))]
     return [state.flatten(0, 1)[order] for state in hidden_states(model, output)]
 
-# %% ../nbs/23_losses.ipynb #97b1d16f
+# %% ../nbs/23_losses.ipynb #ea42c47d
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
     losses, texts, lengths = [], [], (batch.lengths - 1).tolist()
@@ -234,7 +241,8 @@ def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> R
         rows = lay_out(chosen, shared=int(bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all()))).to(ids.device)
         with torch.no_grad():
             caption = run_rows(model, embed_tokens(model, ids), rows, use_cache=True)
-        losses.append(vocabulary_cross_entropy(model, caption.last_hidden_state.flatten(0, 1)[rows.place], target))
+        places, behind = rows.place.unique(return_inverse=True)
+        losses.append(vocabulary_cross_entropy(model, caption.last_hidden_state.flatten(0, 1)[places], target, behind))
         texts.append(project_text(model, run_ret(model, caption.past_key_values, rows, chosen)))
     return RetrievalPass(torch.stack(losses).sum() / sum(lengths), torch.cat(texts))
 
