@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fromage.metrics.Estimate.__str__': ('metrics.html#estimate.__str__', 'fromage/metrics.py'),
                                  'fromage.metrics.bleu': ('metrics.html#bleu', 'fromage/metrics.py'),
                                  'fromage.metrics.bootstrap': ('metrics.html#bootstrap', 'fromage/metrics.py'),
+                                 'fromage.metrics.compare_pairs': ('metrics.html#compare_pairs', 'fromage/metrics.py'),
                                  'fromage.metrics.draws': ('metrics.html#draws', 'fromage/metrics.py'),
                                  'fromage.metrics.group_numbers': ('metrics.html#group_numbers', 'fromage/metrics.py'),
                                  'fromage.metrics.hits': ('metrics.html#hits', 'fromage/metrics.py'),

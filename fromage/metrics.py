@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ranks', 'hits', 'reciprocal_ranks', 'recall_at', 'mrr', 'median_rank', 'ndcg', 'Estimate', 'group_numbers', 'draws',
-           'bootstrap', 'retrieval_estimates', 'Comparison', 'paired_difference', 'holm', 'bleu']
+           'bootstrap', 'retrieval_estimates', 'Comparison', 'paired_difference', 'holm', 'compare_pairs', 'bleu']
 
-# %% ../nbs/24_metrics.ipynb #7523e31f
-from collections.abc import Callable, Iterator, Sequence
+# %% ../nbs/24_metrics.ipynb #b48d0246
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,7 +134,7 @@ def retrieval_estimates(ranks: np.ndarray, groups: Sequence | None = None, n_tot
     table["median rank"] = bootstrap(ranks, statistic=np.median, **shared)
     return table
 
-# %% ../nbs/24_metrics.ipynb #3b55374e
+# %% ../nbs/24_metrics.ipynb #d743a55c
 @dataclass(frozen=True)
 class Comparison:
     """The mean of a - b with its interval, and the p-value of the paired sign-flip test (two-sided)."""
@@ -146,12 +146,12 @@ class Comparison:
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, groups: Sequence | None = None, seed: int = 0,
-                      samples: int = 2000) -> Comparison:
+                      samples: int = 2000, n_total: int | None = None) -> Comparison:
     """Compare two models by their values (n,) on the same items; items with nan in either are left out and counted."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"values {a.shape} and {b.shape}: allowed are two arrays of the same items, (n,)")
-    difference = bootstrap(a - b, groups, seed, samples)
+    difference = bootstrap(a - b, groups, seed, samples, n_total=n_total)
     used = ~np.isnan(a - b)
     numbers = group_numbers(groups, len(a))[used]
     sums = [np.bincount(numbers, values[used])[np.unique(numbers)] for values in (a, b)]  # each (G,)
@@ -172,6 +172,15 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(scaled)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted
+
+# %% ../nbs/24_metrics.ipynb #8241bbe5
+def compare_pairs(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], groups: Sequence | None = None,
+                  seed: int = 0, samples: int = 2000, n_total: int | None = None) -> dict[str, dict[str, Estimate | float]]:
+    """`a minus b` -> the difference of their values (n,) with its interval, its p-value, and that after Holm's correction."""
+    found = [paired_difference(values[a], values[b], groups, seed, samples, n_total) for a, b in pairs]
+    adjusted = holm([each.p_value for each in found])
+    return {f"{a} minus {b}": {"difference": each.difference, "p": each.p_value, "p (Holm)": float(p)}
+            for (a, b), each, p in zip(pairs, found, adjusted)}
 
 # %% ../nbs/24_metrics.ipynb #2f02f6b6
 def bleu(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], groups: Sequence | None = None,

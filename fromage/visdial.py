@@ -7,7 +7,7 @@ __all__ = ['CORRECTED', 'PUBLISHED', 'PROTOCOLS', 'DEFECTS', 'FORMS', 'PARTS', '
            'AnswerScorer', 'score_answers', 'choose_scores', 'AnswerValues', 'annotated_rows', 'answer_values',
            'answer_estimates', 'compare_protocols', 'chance_metrics']
 
-# %% ../nbs/51_visdial.ipynb #9e1725bb
+# %% ../nbs/51_visdial.ipynb #69648864
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from .dialogues import OPTIONS, ROUNDS, Dialogue, DialogueSet
 from .features import FeatureStore
 from .journals import Journal
-from .metrics import Estimate, bootstrap, hits, holm, ndcg, paired_difference, ranks, reciprocal_ranks
+from .metrics import Estimate, bootstrap, compare_pairs, hits, ndcg, ranks, reciprocal_ranks
 from .model import Fromage
 from .prompts import Prompt, build_prompt
 from .records import progress
@@ -167,7 +167,7 @@ def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0, sa
     table |= {f"R@{k}": bootstrap(hits(values.ranks, k), **shared) for k in (1, 5, 10)}
     return table | {"mean rank": bootstrap(values.ranks, **shared)}
 
-# %% ../nbs/51_visdial.ipynb #ad244514
+# %% ../nbs/51_visdial.ipynb #32fae327
 def compare_protocols(sums: np.ndarray, dialogues: Sequence[Dialogue], found: DialogueSet, seed: int = 0,
                       samples: int = 2000) -> dict[str, dict]:
     """For every variant its metrics, and its MRR's and NDCG's difference from `corrected` with Holm's p-values."""
@@ -176,12 +176,9 @@ def compare_protocols(sums: np.ndarray, dialogues: Sequence[Dialogue], found: Di
     series = {"MRR": ({name: reciprocal_ranks(each.ranks) for name, each in values.items()}, first.rank_groups),
               "NDCG": ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups)}
     for metric, (by_name, groups) in series.items():
-        own = by_name.pop("corrected", None)
-        compared = {name: paired_difference(each, own, groups, seed, samples)
-                    for name, each in by_name.items() if own is not None}
-        adjusted = holm([each.p_value for each in compared.values()]).tolist()
-        for (name, comparison), p_value in zip(compared.items(), adjusted):
-            table[name] |= {f"{metric} - corrected": comparison.difference, f"{metric} p (Holm)": p_value}
+        pairs = [(name, "corrected") for name in by_name if name != "corrected" and "corrected" in by_name]
+        for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples).values()):
+            table[name] |= {f"{metric} - corrected": each["difference"], f"{metric} p (Holm)": each["p (Holm)"]}
     return table
 
 

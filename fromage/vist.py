@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'CONTEXTS', 'Protocol', 'Context', 'find_protocol', 'Sto
            'context_prompt', 'number_images', 'embed_shared', 'embed_contexts', 'story_ranks', 'row_name', 'rank_all',
            'rank_model', 'ProjectedTower', 'clip_queries', 'chance_recall', 'compare_rows', 'compare_records']
 
-# %% ../nbs/50_vist.ipynb #31722101
+# %% ../nbs/50_vist.ipynb #ff78d293
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from .backbones import VisionTower
 from .features import FeatureStore, describe_store, extract_features
 from .losses import split_passes
-from .metrics import hits, holm, paired_difference, ranks
+from .metrics import compare_pairs, hits, ranks
 from .model import (RET, Fromage, attention_mask, embed_images, embed_tokens, hidden_states, needs_all_layers,
                            project_images, project_text, run_language_model)
 from .prompts import Piece, Prompt, build_prompt
@@ -224,14 +224,11 @@ def chance_recall(size: int, k: int) -> float:
     """R@k of a random order of `size` images."""
     return 100 * min(k, size) / size
 
-# %% ../nbs/50_vist.ipynb #e8835fe2
-def compare_rows(table: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]],
-                 albums: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`a minus b` -> difference of R@1 with its interval, p-value, and p-value after Holm's correction."""
-    found = [paired_difference(hits(table[a], 1), hits(table[b], 1), albums) for a, b in pairs]
-    corrected = holm([each.p_value for each in found]) if found else []
-    return {f"{a} minus {b}": {"difference": each.difference, "p": each.p_value, "p (Holm)": float(value)}
-            for (a, b), each, value in zip(pairs, found, corrected)}
+# %% ../nbs/50_vist.ipynb #f304612a
+def compare_rows(table: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], albums: Sequence[str],
+                 n_total: int | None = None, k: int = 1) -> dict[str, dict[str, Any]]:
+    """`a minus b` -> difference of R@k with its interval, p-value, and p-value after Holm's correction."""
+    return compare_pairs({row: hits(ranks, k) for row, ranks in table.items()}, pairs, albums, n_total=n_total)
 
 
 def compare_records(first: str | Path, second: str | Path) -> dict[str, dict[str, Any]]:
