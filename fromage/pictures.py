@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST_SIDE', 'MOST_PIXELS', 'DialogueError', 'Picture', 'read_picture', 'image_file', 'text_html', 'picture_html']
 
-# %% ../nbs/69_pictures.ipynb #7d6b7533
+# %% ../nbs/69_pictures.ipynb #09e28c5e
 import base64
 import io
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ from html import escape
 from PIL import Image
 
 from .model import RET
-from .sources import BadImage, decode_image
+from .sources import IMAGE_FORMATS, BadImage, decode_image
 
-# %% ../nbs/69_pictures.ipynb #7c797820
+# %% ../nbs/69_pictures.ipynb #0333df76
 LONGEST_SIDE, MOST_PIXELS = 512, 32_000_000
 
 
@@ -51,7 +51,7 @@ class Picture:
 def read_picture(name: str, data: bytes, row: int | None = None, score: float | None = None) -> Picture:
     """A picture from any image file; DialogueError says in words why not."""
     try:
-        width, height = Image.open(io.BytesIO(data)).size
+        width, height = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).size
         if width * height > MOST_PIXELS:
             raise DialogueError(f"{name} has {width * height / 1e6:.0f} megapixels; images of up to {MOST_PIXELS / 1e6:.0f} can be used.")
         image = decode_image(data)
