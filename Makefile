@@ -1,5 +1,6 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
+# make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -51,6 +52,11 @@ benchmark: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p report reports/benchmark-mini </dev/null
 	python -m fromage.reporting reports/benchmark-mini.ipynb
+
+PORT ?= 8866
+.PHONY: demo
+demo: environment
+	@python -m fromage.demo --port $(PORT)
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

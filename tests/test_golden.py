@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from fromage.backbones import load_language_model
 from fromage.checkpoint import load_model, load_released, load_released_gallery
 from fromage.config import Training
-from fromage.generation import generate_ids
+from fromage.generation import Decoding, generate_ids
+from fromage.interleaving import answer, illustrate, log_likelihoods
 from fromage.losses import CaptionBatch, caption_loss, contrastive_logits, contrastive_losses, retrieval_pass
 from fromage.model import (embed_images, hidden_states, needs_all_layers, next_token_logits, project_images, project_text,
                            run_language_model, trained_parameters)
 from fromage.prompts import build_prompt, embed_prompt
+from fromage.retrieval import ImageIndex
 from fromage.training import make_optimizer, train_step
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/expected.json"))
@@ -130,6 +132,42 @@ def test_greedy_ids_of_all_prompts_at_once(golden, trained):
     cases = golden.expected["prompts"]
     prompts = [golden.prompt(trained, case["prompt"], "first") for case in cases]
     assert generate_ids(trained, prompts, len(cases[0]["greedy_ids"]), stop=set()) == [case["greedy_ids"] for case in cases]
+
+
+@pytest.fixture(scope="module")
+def gallery(golden):
+    """The released gallery as an index."""
+    paths, rows = load_released_gallery(golden.folder / "official" / "cc3m_embeddings.pkl")
+    return ImageIndex(paths, F.normalize(torch.from_numpy(rows).float(), dim=-1))
+
+
+def named(pieces):
+    """Pieces with images as their names."""
+    return [piece if isinstance(piece, str) else [image.id for image in piece] for piece in pieces]
+
+
+@pytest.mark.parametrize("name, factor, images", [("greedy16", 1.0, 2), ("greedy16_ret", 3.0, 1)])
+def test_interleaved_answers(golden, trained, gallery, name, factor, images):
+    """All prompts at once: ids up to where an answer ends, texts and lists of images."""
+    cases, decoding = golden.expected["prompts"], Decoding(max_new_tokens=16, max_rets=2, images=images, ret_factor=factor)
+    prompts = [golden.prompt(trained, case["prompt"], "first") for case in cases]
+    answers = answer(trained, prompts, gallery, decoding, protocol="published")
+    assert [named(found.pieces) for found in answers] == [case[name] for case in cases]
+    if factor == 1:
+        ids = [found.reply.ids for found in answers]
+        assert ids == [case["greedy_ids"][:len(found)] for case, found in zip(cases, ids)]
+
+
+def test_images_for_the_prompts_own_ret(golden, trained, gallery):
+    for case in golden.expected["prompts"]:
+        prompt = golden.prompt(trained, case["prompt"], "first")
+        assert named(illustrate(trained, prompt, gallery, Decoding(images=3), "published")) == case["no_generation"]
+
+
+def test_log_likelihoods_of_prompts(golden, trained):
+    cases = golden.expected["prompts"]
+    found = log_likelihoods(trained, [golden.prompt(trained, case["prompt"], "first") for case in cases])
+    assert [one.per_token for one in found] == pytest.approx([case["log_likelihood_per_token"] for case in cases], rel=1e-5)
 
 
 def text_embedding(model, prompt):
