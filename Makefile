@@ -50,7 +50,8 @@ reports: $(REPORTS:%=reports/%.html)
 .PHONY: benchmark
 benchmark: environment
 	@mkdir -p reports
-	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p report reports/benchmark-mini </dev/null
+	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
+	  -p stories 40 -p report reports/benchmark-mini </dev/null
 	python -m fromage.reporting reports/benchmark-mini.ipynb
 
 PORT ?= 8866

@@ -529,7 +529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fromage/reference_scoring.py'),
                                            'fromage.reference_scoring.plain_scores': ( 'reference_scoring.html#plain_scores',
                                                                                        'fromage/reference_scoring.py'),
-                                           'fromage.reference_scoring.scoring_race': ( 'reference_scoring.html#scoring_race',
+                                           'fromage.reference_scoring.race_scoring': ( 'reference_scoring.html#race_scoring',
                                                                                        'fromage/reference_scoring.py')},
             'fromage.reporting': { 'fromage.reporting.Report': ('reporting.html#report', 'fromage/reporting.py'),
                                    'fromage.reporting.describe_origin': ('reporting.html#describe_origin', 'fromage/reporting.py'),

@@ -100,18 +100,18 @@ def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: Capti
         plain.table.weight[-1] *= plain.table.weight[:-1].norm(dim=1).mean() / plain.table.weight[-1].norm()
     return StepLosses(captioning.item(), retrieval.item(), contrastive.item(), total.item(), norm.item())
 
-# %% ../nbs/42_reference.ipynb #3f3d4f0f
-def race(ours: Callable[[], object], other: Callable[[], object], rounds: int = 5) -> pd.DataFrame:
-    """Seconds of both in `rounds` turns after one that does not count, and their ratio (other / ours)."""
+# %% ../nbs/42_reference.ipynb #23bd2774
+def race(ours: Callable[[], object], other: Callable[[], object], rounds: int = 5, idle: int = 1) -> pd.DataFrame:
+    """Seconds of both in `rounds` turns after `idle` that do not count, and their ratio (other / ours)."""
     table = []
-    for number in range(rounds + 1):
+    for _ in range(rounds + idle):
         seconds = []
         for run in (ours, other):
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
         table.append({"ours_seconds": seconds[0], "other_seconds": seconds[1], "ratio": seconds[1] / seconds[0]})
-    return pd.DataFrame(table[1:])
+    return pd.DataFrame(table[idle:])
 
 # %% ../nbs/42_reference.ipynb #2ac0c5a3
 SHAPES = {"tiny": {"width": 32, "layers": 2, "heads": 4, "vocabulary": 400, "spare_rows": 7},
