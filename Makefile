@@ -36,7 +36,7 @@ reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environ
 endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,eval_vist-mini,-p preset mini))
-$(eval $(call report,eval_visdial-mini,-p preset mini))
+$(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
 
 .PHONY: help
 help:

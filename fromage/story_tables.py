@@ -42,7 +42,7 @@ def table_lines(rows: Mapping[str, Mapping[str, Any]], stories: StorySet) -> tup
     chance = [f"{chance_recall(size, k):.2f}" for k in (1, 5, 10)]
     return header, [*lines, ["chance", *chance, f"{(size + 1) / 2:.0f}", "", f"{size} of {stories.n_images}", ""]]
 
-# %% ../nbs/57_story_tables.ipynb #fc841124
+# %% ../nbs/57_story_tables.ipynb #7f6aa164
 def chosen_pairs(table: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """The pairs of rows (a, b) for which a - b is reported."""
     contexts = [(FULL, Context(5)), (Context(5), Context(1)), (FULL, Context(1)), (FULL, Context(4, 3))]
@@ -55,7 +55,7 @@ def chosen_pairs(table: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
 
 def context_curve(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[str], list[Any]]]:
     """The figure's lines: R@1 by context, with the whole gallery and without shown images."""
-    names = [str(context) for context in CONTEXTS]
+    names = [str(context).replace(" + ", "\n") for context in CONTEXTS]
     return {label: (names, [rows[row_name("FROMAGe", context, exclude)]["R@1"] for context in CONTEXTS])
             for label, exclude in (("whole gallery", False), ("without shown images", True))}
 
