@@ -167,17 +167,19 @@ def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0, sa
     table |= {f"R@{k}": bootstrap(hits(values.ranks, k), **shared) for k in (1, 5, 10)}
     return table | {"mean rank": bootstrap(values.ranks, **shared)}
 
-# %% ../nbs/51_visdial.ipynb #32fae327
+# %% ../nbs/51_visdial.ipynb #72664bc1
 def compare_protocols(sums: np.ndarray, dialogues: Sequence[Dialogue], found: DialogueSet, seed: int = 0,
                       samples: int = 2000) -> dict[str, dict]:
     """For every variant its metrics, and its MRR's and NDCG's difference from `corrected` with Holm's p-values."""
     values = {name: answer_values(choose_scores(sums, each), dialogues, found, each) for name, each in variants().items()}
     table, first = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}, values["corrected"]
-    series = {"MRR": ({name: reciprocal_ranks(each.ranks) for name, each in values.items()}, first.rank_groups),
-              "NDCG": ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups)}
-    for metric, (by_name, groups) in series.items():
+    series = {"MRR": ({name: reciprocal_ranks(each.ranks) for name, each in values.items()}, first.rank_groups,
+                      ROUNDS * found.problems.n_total),
+              "NDCG": ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups,
+                       found.dense_problems.n_total)}
+    for metric, (by_name, groups, total) in series.items():
         pairs = [(name, "corrected") for name in by_name if name != "corrected" and "corrected" in by_name]
-        for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples).values()):
+        for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples, total).values()):
             table[name] |= {f"{metric} - corrected": each["difference"], f"{metric} p (Holm)": each["p (Holm)"]}
     return table
 
