@@ -118,7 +118,7 @@ def right_answers(answers: Sequence[str], questions: Sequence[Question]) -> np.n
     said = [set(re.findall("|".join(COLOURS), answer)) for answer in answers]
     return np.array([100.0 * (colours == {question.colour}) for colours, question in zip(said, questions, strict=True)])
 
-# %% ../nbs/62_grounding.ipynb #838e3aae
+# %% ../nbs/62_grounding.ipynb #c74239d0
 def colour_accuracy(model: Fromage, scenes: Sequence[Scene], features: Tensor, things: int, seed: int = 0) -> dict[str, Estimate]:
     """Accuracy (%) on scenes of so many things, and of the three controls; the image of each scene has features (N, V)."""
     questions = colour_questions(scenes, things, seed)
@@ -131,7 +131,7 @@ def colour_accuracy(model: Fromage, scenes: Sequence[Scene], features: Tensor, t
 
 
 def caption_controls(model: Fromage, scenes: Sequence[Scene], features: Tensor, seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """Precision and recall of greedy captions; the same captions for the wrong scenes; one caption for all, the most frequent thing."""
+    """Precision and recall of greedy captions, of the same ones for the wrong scenes, and of the most frequent thing alone."""
     captions = generate_captions(model, features)
     common, = Counter(f"{thing.colour} {thing.kind}" for scene in scenes for thing in scene.things).most_common(1)
     said = {"image": captions, "another image": captions[1:] + captions[:1], "most frequent thing": [common[0]] * len(scenes)}
@@ -193,7 +193,7 @@ def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder:
         ranks += [story_ranks(found[context], images, data, exclude=True) for context in (little, much)]
     return Found(*ranks, stories.albums, stories.n_total, len(stories.ids) - 4)
 
-# %% ../nbs/62_grounding.ipynb #e3a91ccf
+# %% ../nbs/62_grounding.ipynb #8aa87e35
 @dataclass(frozen=True)
 class Claim:
     """A figure, the least that counts as grounded (None: only reported), and its controls."""
@@ -218,7 +218,7 @@ def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequen
     return Claim(bootstrap(found / ceiling, seed=seed), 60.0, {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
                                                                 "chance": 100 / len(truths)})
 
-
+# %% ../nbs/62_grounding.ipynb #4b5bee02
 def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, texts: Tensor, features: Tensor, truths: Sequence[Truth],
                      folder: str | Path, seed: int = 0) -> dict[str, Claim]:
     """Every claim, for validation images with features (N, V), caption embeddings (N, q) and truths; stores go below `folder`."""

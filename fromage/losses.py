@@ -31,9 +31,9 @@ def block_logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     blocks = [slice(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
     return [F.linear(states, weight[block], None if bias is None else bias[block]).float() for block in blocks], blocks
 
-# %% ../nbs/23_losses.ipynb #2ac6243f
+# %% ../nbs/23_losses.ipynb #ff33a0b4
 class FrozenCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(target) after states (M, D): frozen columns from `weight` (C', D) and `bias`, the last one from `ret` (D,)."""
+    """Sum of -log p(target) after states (M, D): frozen columns `weight` (C', D) and `bias`, the last one is `ret` (D,)."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, ret: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: Tensor,
@@ -77,8 +77,9 @@ class FrozenCrossEntropy(torch.autograd.Function):
         states, ret = (None if gradient is None else gradient * scale for gradient in ctx.saved_tensors)
         return states, ret, *[None] * 6
 
-# %% ../nbs/23_losses.ipynb #adddd9c8
-def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, rows: Tensor | None = None, chunk: int = 512) -> Tensor:
+# %% ../nbs/23_losses.ipynb #3890f952
+def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, rows: Tensor | None = None,
+                             chunk: int = 512) -> Tensor:
     """Sum of the cross-entropies of ids `targets` (T,) behind the states (M, D) numbered `rows` (T,), by default each its own."""
     rows = torch.arange(len(states), device=states.device) if rows is None else rows
     return FrozenCrossEntropy.apply(states, model.ret_column, model.output_layer.weight[:model.kept], output_bias(model),

@@ -32,7 +32,7 @@ def plain_scores(plain: PlainModel, prompt: Prompt, candidates: Sequence[list[in
         found.append(-F.cross_entropy(logits[first:first + len(ids)], torch.tensor(ids), reduction="sum"))
     return torch.stack(found)
 
-# %% ../nbs/43_reference_scoring.ipynb #dff865fd
+# %% ../nbs/43_reference_scoring.ipynb #a3bfc84d
 def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated: float = 0.0) -> list[tuple[str, list[str]]]:
     """(text up to the question, candidates) a round, of random words; `repeated` of the candidates are not new."""
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated:
 
 def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 100, repeated: float = 0.0, turns: int = 1,
                  words: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Seconds of `score` over one dialogue and of the plain loop, in turn, on a random OPT of `shape`; the very first turn counts."""
+    """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`; the first turn counts too."""
     parts = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
     model = Fromage(*parts, 24).eval()
     plain, image = PlainModel(model), torch.randn(24, generator=torch.Generator().manual_seed(seed))
