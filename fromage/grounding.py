@@ -137,7 +137,7 @@ def caption_controls(model: Fromage, scenes: Sequence[Scene], features: Tensor, 
     said = {"image": captions, "another image": captions[1:] + captions[:1], "most frequent thing": [common[0]] * len(scenes)}
     return {name: caption_accuracy(texts, scenes, seed) for name, texts in said.items()}
 
-# %% ../nbs/62_grounding.ipynb #5b620259
+# %% ../nbs/62_grounding.ipynb #fe88525c
 @dataclass(frozen=True)
 class Found:
     """Ranks (Q,) of the right image with little context and with much, for the model and for CLIP; `groups` are drawn whole.
@@ -159,7 +159,7 @@ class Found:
         """R@k with much context minus R@k with little."""
         return paired_difference(hits(self.much, k), hits(self.little, k), self.groups, seed)
 
-
+# %% ../nbs/62_grounding.ipynb #cc53a794
 def open_store(tower: VisionTower, source: DialogueImages, folder: str | Path) -> FeatureStore:
     """The features of a source's images, kept below `folder`."""
     return extract_features(tower, source, f"{folder}/visdial-{hash_value(describe_store(tower, source))[:12]}")
@@ -183,7 +183,7 @@ def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, fold
 
 
 def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path) -> Found:
-    """Stories in order find their last picture among all that they have not shown: by its caption, and by all that came before."""
+    """Stories find their last picture among all that they have not shown: by its caption, and by all that came before."""
     little, much, ranks = Context(1), Context(5, 4), []
     stories, _ = load_stories(world.vist_json, world.vist_images, "corrected", tower, folder)
     queries, gallery = embed_contexts(model, stories, (little, much)), embed_pictures(model, stories.features)
@@ -218,9 +218,9 @@ def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequen
     return Claim(bootstrap(found / ceiling, seed=seed), 60.0, {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
                                                                 "chance": 100 / len(truths)})
 
-# %% ../nbs/62_grounding.ipynb #4b5bee02
-def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, texts: Tensor, features: Tensor, truths: Sequence[Truth],
-                     folder: str | Path, seed: int = 0) -> dict[str, Claim]:
+# %% ../nbs/62_grounding.ipynb #1d3e7ce6
+def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, texts: Tensor, features: Tensor,
+                     truths: Sequence[Truth], folder: str | Path, seed: int = 0) -> dict[str, Claim]:
     """Every claim, for validation images with features (N, V), caption embeddings (N, q) and truths; stores go below `folder`."""
     scenes = [truth.scene for truth in truths]
     captions = caption_controls(model, scenes, features, seed)
