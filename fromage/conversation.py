@@ -89,7 +89,7 @@ def show_images(gallery: Gallery, found: Pieces, known: dict[int, str | Picture]
         parts += [piece] if isinstance(piece, str) else [known[image.row] for image in piece]
     return parts
 
-# %% ../nbs/71_conversation.ipynb #3f443160
+# %% ../nbs/71_conversation.ipynb #a65d2ff1
 @dataclass
 class Conversation:
     """An assistant and a gallery that answer dialogues; features of pictures are kept."""
@@ -109,7 +109,9 @@ class Conversation:
         limit = getattr(model.language_model.config, "max_position_embeddings", 1 << 30) - room
 
         def build(pieces: list[str | Picture]) -> Prompt:
-            return build_prompt(model, [piece if isinstance(piece, str) else self.encode(piece) for piece in pieces])
+            ending = [""] * isinstance(pieces[-1], Picture)  # a text begins behind a last picture, as captions do
+            parts = [piece if isinstance(piece, str) else self.encode(piece) for piece in (*pieces, *ending)]
+            return build_prompt(model, parts)
 
         first = fit_context(dialogue, lambda pieces: len(build(pieces).ids), limit)
         return build(prompt_pieces(dialogue, first)), first

@@ -51,7 +51,7 @@ def send(page: Page) -> None:
     asked = edit_last(current, page.message.value) if page.editing else ask(current, page.message.value, page.attached)
     start(page, asked)
 
-# %% ../nbs/74_demo.ipynb #413352d0
+# %% ../nbs/74_demo.ipynb #2a56d6fa
 def stop(page: Page) -> None:
     """Ends the reply that is being written, and an example that is being played."""
     page.stopping.set()
@@ -70,10 +70,9 @@ def start(page: Page, asked: Dialogue, bias: float | None = None) -> None:
                             "Set the image bias to 0, or give the notebook a folder of images.")
     post = asyncio.get_running_loop().call_soon_threadsafe if page.threaded else lambda call, *values: call(*values)
     page.stopping.clear()
-    page.busy, question = True, asked.exchanges[-1]
+    page.busy, page.kept, question = True, len(asked.exchanges) - 1, asked.exchanges[-1]
     page.live.value = question_html(question) + answer_html([], growing=True)
     refresh(page)
-    page.messages.children = [*(list(page.messages.children) if page.dialogue.exchanges else [page.live])]
     page.say("Writing …")
 
     def tell(pieces: Sequence[str | Picture], steps: Sequence[Step]) -> bool:

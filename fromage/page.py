@@ -59,14 +59,14 @@ BUTTONS = (
     ("save", "Save dialogue", "Make links to the dialogue as JSON and as a page"),
 )
 
-# %% ../nbs/73_page.ipynb #a33e4e2f
+# %% ../nbs/73_page.ipynb #d46987cb
 class Page:
     """The page of a conversation; `threaded` False answers before a click returns, for tests."""
 
     def __init__(self, conversation: Conversation, seed: int = 0, threaded: bool = True):
         self.conversation, self.seed, self.threaded = conversation, seed, threaded
         self.dialogue, self.attached, self.queue, self.views = Dialogue(), [], [], {}
-        self.stopping, self.busy, self.editing = threading.Event(), False, False
+        self.stopping, self.busy, self.editing, self.kept = threading.Event(), False, False, 0
         self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
         self.log = VBox([self.messages])
         self.log.add_class("fromage-log")
@@ -111,12 +111,12 @@ def arrange_page(page: Page) -> VBox:
     whole.add_class("fromage")
     return whole
 
-# %% ../nbs/73_page.ipynb #398e6cd4
+# %% ../nbs/73_page.ipynb #985d052c
 def refresh(page: Page) -> None:
     """Makes the page show the state."""
     exchanges, pick = page.dialogue.exchanges, lambda picture: attach(page, picture)
     page.views = {one: page.views.get(one) or exchange_view(one, pick) for one in exchanges}
-    shown = [page.views[one] for one in exchanges]
+    shown = [page.views[one] for one in exchanges[:page.kept if page.busy else None]]  # a question asked again is in `live`
     left_out = 0
     if exchanges:
         prompt, left_out = current_prompt(page)
@@ -124,7 +124,8 @@ def refresh(page: Page) -> None:
         about = f"{len(prompt.ids)} tokens, each in brackets, that the latest reply continues:"
         page.prompt.value = f'<div class="help">{about}</div><pre>{text_html(shown_prompt)}</pre>'
     else:
-        shown = [note('<div class="empty">Nothing said yet. Type a message, pick an image, or click an example.</div>')]
+        words = "Nothing said yet. Type a message, pick an image, or click an example."
+        shown = [] if page.busy else [note(f'<div class="empty">{words}</div>')]
         page.prompt.value = '<p class="help">Here the exact prompt of the latest reply will be shown.</p>'
     if left_out:
         shown.insert(left_out, note('<div class="trimmed">▲ too long ago: these turns are no longer in the prompt</div>'))
@@ -145,7 +146,7 @@ def current_prompt(page: Page) -> tuple[Prompt, int]:
     dialogue = replace(page.dialogue, exchanges=(*page.dialogue.exchanges[:-1], last))
     return page.conversation.prompt(dialogue, page.controls.decoding().max_new_tokens)
 
-# %% ../nbs/73_page.ipynb #7e6852c4
+# %% ../nbs/73_page.ipynb #2bd8f4f1
 def show_attached(page: Page) -> None:
     """Shows the images that go with the next turn; a click takes one out."""
     row = picture_row(page.attached, "Take out of the next turn", lambda picture: detach(page, picture))
@@ -173,7 +174,8 @@ def choose_pictures(page: Page) -> None:
     gallery = page.conversation.gallery
     if gallery is None:
         reason = "There is no image index, so nothing can be picked and no image can be found."
-        page.picks.children = [note(f'<p class="help">{reason} Give the notebook a folder of images (parameter <code>images</code>).</p>')]
+        remedy = "Give the notebook a folder of images"
+        page.picks.children = [note(f'<p class="help">{reason} {remedy} (parameter <code>images</code>).</p>')]
         return
     pictures, page.seed = gallery.choose(6, page.seed), page.seed + 1
     row = picture_row(pictures, "Put into the next turn", lambda picture: attach(page, picture))
