@@ -65,7 +65,7 @@ class Dialogue:
         """Whether the last question has no answer yet."""
         return bool(self.exchanges) and self.exchanges[-1].answer is None
 
-# %% ../nbs/70_dialogue.ipynb #3130dce4
+# %% ../nbs/70_dialogue.ipynb #0211c591
 LONGEST_TEXT = 2000
 
 
@@ -98,7 +98,7 @@ def give_answer(dialogue: Dialogue, pieces: Sequence[str | Picture], steps: Sequ
     """With an answer to the last question."""
     return change_last(dialogue, answer=tuple(pieces), steps=tuple(steps))
 
-
+# %% ../nbs/70_dialogue.ipynb #50a6d919
 def undo(dialogue: Dialogue) -> Dialogue:
     """Without the last exchange."""
     if not dialogue.exchanges:
@@ -122,7 +122,7 @@ def edit_last(dialogue: Dialogue, text: str) -> Dialogue:
     pictures = dialogue.exchanges[-1].pictures if dialogue.exchanges else ()
     return change_last(dialogue, text=clean_text(text, pictures), answer=None, steps=(), attempt=0)
 
-# %% ../nbs/70_dialogue.ipynb #80630288
+# %% ../nbs/70_dialogue.ipynb #07425d4a
 def join_texts(pieces: Sequence[str | Picture]) -> list[str | Picture]:
     """The pieces with neighbouring texts made one, empty ones left out."""
     joined: list[str | Picture] = []
@@ -165,7 +165,8 @@ def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int],
             return first
     if not dialogue.exchanges:
         return 0
-    raise DialogueError(f"This question alone takes {size} tokens; there is room for {limit}. Shorten it, or allow a shorter reply.")
+    raise DialogueError(f"This question alone takes {size} tokens; there is room for {limit}. "
+                        "Shorten it, or allow a shorter reply.")
 
 # %% ../nbs/70_dialogue.ipynb #af8c305c
 FORMAT = "fromage dialogue 1"
@@ -213,7 +214,7 @@ def import_json(text: str | bytes) -> Dialogue:
         reason = problem if isinstance(problem, DialogueError) else f"{type(problem).__name__} {problem}"
         raise DialogueError(f"This is not an exported dialogue ({reason}).") from None
 
-# %% ../nbs/70_dialogue.ipynb #88ac7284
+# %% ../nbs/70_dialogue.ipynb #7eebe17a
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -221,10 +222,12 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+  background: #fff; }}
 .question {{ margin: 1.2rem 0 .2rem 20%; background: #e8f0fe; padding: .5rem .9rem; border-radius: .8rem; }}
 .answer {{ margin: .2rem 20% 0 0; background: #f3f3f3; padding: .5rem .9rem; border-radius: .8rem; }}
-figure {{ display: inline-block; margin: .4rem .6rem .2rem 0; }} img {{ max-width: 12rem; min-width: 6rem; border-radius: .4rem; }}
+figure {{ display: inline-block; margin: .4rem .6rem .2rem 0; }}
+img {{ max-width: 12rem; min-width: 6rem; border-radius: .4rem; }}
 figcaption {{ font-size: .8rem; color: #555; }} .ret {{ font-size: .75rem; color: #666; }}
 </style>
 </head>

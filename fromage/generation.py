@@ -6,7 +6,7 @@
 __all__ = ['Listener', 'Decoder', 'generate_ids', 'stop_ids', 'generate_captions', 'Decoding', 'steer_ret', 'warpers',
            'choose_ids', 'Reply', 'visible_text', 'find_stop', 'end_reply', 'check_room', 'may_show', 'generate']
 
-# %% ../nbs/32_generation.ipynb #148ab110
+# %% ../nbs/32_generation.ipynb #76bd90e5
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +17,8 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .config import ConfigError, Section, setting
-from .model import (RET, Fromage, Vocabulary, embed_tokens, hidden_states, needs_all_layers, next_token_logits, project_text,
-                           run_language_model)
+from .model import (RET, Fromage, Vocabulary, embed_tokens, hidden_states, needs_all_layers, next_token_logits,
+                           project_text, run_language_model)
 from .prompts import Prompt, build_prompt, embed_prompts
 
 # %% ../nbs/32_generation.ipynb #6e720a94

@@ -85,7 +85,7 @@ def arrange(text: str, images: Sequence[list[Retrieved]], protocol: str = "corre
     rest = RET.join(texts[len(images):]).strip()
     return pieces + [rest] * bool(rest or not pieces)
 
-# %% ../nbs/34_interleaving.ipynb #ae0c7776
+# %% ../nbs/34_interleaving.ipynb #dcf695c2
 @dataclass
 class Answer:
     """What continues a prompt: texts and lists of images in order, and the reply with its ids and probabilities."""
@@ -98,7 +98,8 @@ class Answer:
         return [image for piece in self.pieces if not isinstance(piece, str) for image in piece]
 
 
-def finish(reply: Reply, index: Index | None, decoding: Decoding, exclude: Sequence[int] = (), protocol: str = "corrected") -> Answer:
+def finish(reply: Reply, index: Index | None, decoding: Decoding, exclude: Sequence[int] = (),
+           protocol: str = "corrected") -> Answer:
     """The answer that a reply, whole or in the making, amounts to."""
     queries = reply.queries if index is not None else []
     return Answer(arrange(reply.text, find_images(index, queries, decoding.images, exclude) if queries else [], protocol), reply)

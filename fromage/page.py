@@ -6,20 +6,21 @@
 __all__ = ['EXAMPLES', 'BUTTONS', 'Line', 'Example', 'Page', 'arrange_page', 'refresh', 'current_prompt', 'show_attached',
            'attach', 'detach', 'choose_pictures', 'show_growing']
 
-# %% ../nbs/73_page.ipynb #cc36d72f
+# %% ../nbs/73_page.ipynb #bc370235
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ipywidgets import Accordion, Box, Button, FileUpload, Text, VBox
+from ipywidgets import Box, Button, FileUpload, Text, VBox
 
 from .conversation import Conversation
 from .dialogue import PLAIN, QUESTIONS, Dialogue, Exchange, Step
 from .pictures import Picture, text_html
 from .prompts import Prompt, show_prompt
-from .widgets import STYLE, Controls, answer_html, exchange_view, note, picture_row, probability_plot, question_html, status_html
+from .widgets import (STYLE, Controls, answer_html, exchange_view, note, picture_row, probability_plot, question_html,
+                             section, status_html)
 
-# %% ../nbs/73_page.ipynb #886ddce0
+# %% ../nbs/73_page.ipynb #649b0f60
 @dataclass(frozen=True)
 class Line:
     """A turn of an example: what is said, whether a picture comes with it, and the image bias."""
@@ -41,30 +42,44 @@ EXAMPLES = (
     Example("A picture as a pencil drawing", "Concept composition: a picture and words ask for one image together.", PLAIN,
             (Line("as a pencil drawing", True, 20.0),)),
     Example("Refine over turns", "Each turn adds to what is asked for.", PLAIN,
-            (Line("a red ball", bias=20.0), Line("a red ball on the grass", bias=20.0), Line("the same as a drawing", bias=20.0))),
+            (Line("a red ball", bias=20.0), Line("a red ball on the grass", bias=20.0),
+             Line("the same as a drawing", bias=20.0))),
     Example("Ask about a picture", "Questions about an image, answered in words.", QUESTIONS,
             (Line("what do you see?", True), Line("is it a photo or a drawing?"), Line("what is the ground?"))),
     Example("A dialogue that ends in an image", "The model imagines a thing, then shows it.", QUESTIONS,
             (Line("what do you see?"), Line("is it big?"), Line("what is the ground?"), Line("show it", bias=20.0))),
 )
 
-# %% ../nbs/73_page.ipynb #33e5d43a
+# %% ../nbs/73_page.ipynb #7cf6b47f
+BUTTONS = (
+    ("send", "Send", "Send the message and the attached images (Enter)"), ("stop", "Stop", "Stop the reply where it is"),
+    ("undo", "Undo", "Take the last turn back"), ("again", "Regenerate", "Another reply to the last question"),
+    ("edit", "Edit last", "Change the words of the last question"), ("reset", "New dialogue", "Forget everything said so far"),
+    ("others", "Other images", "Show other images to pick from"),
+    ("save", "Save dialogue", "Make links to the dialogue as JSON and as a page"),
+)
+
+# %% ../nbs/73_page.ipynb #d46987cb
 class Page:
     """The page of a conversation; `threaded` False answers before a click returns, for tests."""
 
     def __init__(self, conversation: Conversation, seed: int = 0, threaded: bool = True):
         self.conversation, self.seed, self.threaded = conversation, seed, threaded
         self.dialogue, self.attached, self.queue, self.views = Dialogue(), [], [], {}
-        self.stopping, self.busy, self.editing = threading.Event(), False, False
+        self.stopping, self.busy, self.editing, self.kept = threading.Event(), False, False, 0
         self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
-        self.messages.add_class("fromage-log")
+        self.log = VBox([self.messages])
+        self.log.add_class("fromage-log")
         self.live, self.status, self.plot, self.prompt = note(), note(), note(probability_plot([])), note()
-        self.message = Text(description="Message", placeholder="Type here; Enter sends", layout={"flex": "1 1 280px", "width": "auto"},
-                            style={"description_width": "64px"})
-        self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image", tooltip="Attach images to the next turn")
-        self.load = FileUpload(accept=".json", description="Load dialogue", tooltip="Go on with a dialogue that was saved as JSON")
+        self.message = Text(description="Message", placeholder="Type here; Enter sends",
+                            layout={"flex": "1 1 280px", "width": "auto"}, style={"description_width": "64px"})
+        self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image",
+                                 tooltip="Attach images to the next turn")
+        self.load = FileUpload(accept=".json", description="Load dialogue",
+                               tooltip="Go on with a dialogue that was saved as JSON")
         self.attachments, self.picks, self.saved = Box(layout={"flex_flow": "row wrap"}), VBox(), note()
-        self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"}) for name, label, about in BUTTONS}
+        self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"})
+                        for name, label, about in BUTTONS}
         self.buttons["send"].button_style = "primary"
         self.examples = [Button(description=one.name, tooltip=one.about, layout={"width": "auto"}) for one in EXAMPLES]
         self.view = arrange_page(self)
@@ -75,47 +90,42 @@ class Page:
         """Puts a line under the messages."""
         self.status.value = status_html(text, error)
 
-
-BUTTONS = (
-    ("send", "Send", "Send the message and the attached images (Enter)"), ("stop", "Stop", "Stop the reply where it is"),
-    ("undo", "Undo", "Take the last turn back"), ("again", "Regenerate", "Another reply to the last question"),
-    ("edit", "Edit last", "Change the words of the last question"), ("reset", "New dialogue", "Forget everything said so far"),
-    ("others", "Other images", "Show other images to pick from"), ("save", "Save dialogue", "Make links to the dialogue as JSON and as a page"),
-)
-
-
+# %% ../nbs/73_page.ipynb #97235118
 def arrange_page(page: Page) -> VBox:
     """Where everything stands."""
     row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%", "overflow": "visible"}
     buttons = page.buttons
     inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload], layout=row)
     actions = Box([buttons[name] for name in ("undo", "again", "edit", "reset")], layout=row)
-    left = VBox([note("<h2>Try an example</h2>"), Box(page.examples, layout=row), page.messages, page.status, page.attachments, inputs,
+    left = VBox([note("<h2>Try an example</h2>"), Box(page.examples, layout=row), page.log, page.status, page.attachments, inputs,
                  actions], layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
     saving = VBox([Box([buttons["save"], page.load], layout=row), page.saved])
     parts = {"Images to start from": page.picks, "Settings": page.controls.view, "When an image comes": page.plot,
              "The exact prompt": page.prompt, "Save and load": saving}
-    right = VBox([Accordion([part], titles=(title,), selected_index=0 if number in (0, 2) else None)
-                  for number, (title, part) in enumerate(parts.items())], layout={"flex": "2 1 340px", "min_width": "0"})
-    head = note(f'{STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, text and retrieved images out. '
-                "A click on an image puts it into the next turn.</p>")
+    right = VBox([section(title, part, number in (0, 2)) for number, (title, part) in enumerate(parts.items())],
+                 layout={"flex": "2 1 340px", "min_width": "0"})
+    count = len(page.conversation.gallery.index) if page.conversation.gallery else 0
+    head = note(f'{STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, text and images out, '
+                f"found among {count:,}. A click on an image puts it into the next turn.</p>")
     whole = VBox([head, Box([left, right], layout={"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"})])
     whole.add_class("fromage")
     return whole
 
-# %% ../nbs/73_page.ipynb #5e3344a7
+# %% ../nbs/73_page.ipynb #985d052c
 def refresh(page: Page) -> None:
     """Makes the page show the state."""
     exchanges, pick = page.dialogue.exchanges, lambda picture: attach(page, picture)
     page.views = {one: page.views.get(one) or exchange_view(one, pick) for one in exchanges}
-    shown = [page.views[one] for one in exchanges]
+    shown = [page.views[one] for one in exchanges[:page.kept if page.busy else None]]  # a question asked again is in `live`
     left_out = 0
     if exchanges:
         prompt, left_out = current_prompt(page)
-        page.prompt.value = (f'<div class="help">{len(prompt.ids)} tokens, each in brackets, that the latest reply continues:</div>'
-                             f"<pre>{text_html(show_prompt(page.conversation.assistant.model.vocabulary, prompt))}</pre>")
+        shown_prompt = show_prompt(page.conversation.assistant.model.vocabulary, prompt)
+        about = f"{len(prompt.ids)} tokens, each in brackets, that the latest reply continues:"
+        page.prompt.value = f'<div class="help">{about}</div><pre>{text_html(shown_prompt)}</pre>'
     else:
-        shown = [note('<div class="empty">Nothing said yet. Type a message, pick an image, or click an example.</div>')]
+        words = "Nothing said yet. Type a message, pick an image, or click an example."
+        shown = [] if page.busy else [note(f'<div class="empty">{words}</div>')]
         page.prompt.value = '<p class="help">Here the exact prompt of the latest reply will be shown.</p>'
     if left_out:
         shown.insert(left_out, note('<div class="trimmed">▲ too long ago: these turns are no longer in the prompt</div>'))
@@ -124,7 +134,7 @@ def refresh(page: Page) -> None:
     actions = [*page.buttons.values(), *page.examples, page.upload, page.load]
     for button in actions:
         button.disabled = page.busy
-    page.buttons["stop"].disabled = not page.busy
+    page.buttons["stop"].disabled = not (page.busy or page.queue)
     for name in ("undo", "again", "edit", "reset", "save"):
         page.buttons[name].disabled |= not exchanges
     page.buttons["send"].description = "Send changed" if page.editing else "Send"
@@ -136,7 +146,7 @@ def current_prompt(page: Page) -> tuple[Prompt, int]:
     dialogue = replace(page.dialogue, exchanges=(*page.dialogue.exchanges[:-1], last))
     return page.conversation.prompt(dialogue, page.controls.decoding().max_new_tokens)
 
-
+# %% ../nbs/73_page.ipynb #2bd8f4f1
 def show_attached(page: Page) -> None:
     """Shows the images that go with the next turn; a click takes one out."""
     row = picture_row(page.attached, "Take out of the next turn", lambda picture: detach(page, picture))
@@ -163,11 +173,13 @@ def choose_pictures(page: Page) -> None:
     """Shows images of the gallery to pick from, others each time."""
     gallery = page.conversation.gallery
     if gallery is None:
-        page.picks.children = [note('<p class="help">There is no image index, so nothing can be picked and no image can be found. '
-                                    "Give the notebook a folder of images (parameter <code>images</code>).</p>")]
+        reason = "There is no image index, so nothing can be picked and no image can be found."
+        remedy = "Give the notebook a folder of images"
+        page.picks.children = [note(f'<p class="help">{reason} {remedy} (parameter <code>images</code>).</p>')]
         return
     pictures, page.seed = gallery.choose(6, page.seed), page.seed + 1
-    page.picks.children = [picture_row(pictures, "Put into the next turn", lambda picture: attach(page, picture)), page.buttons["others"]]
+    row = picture_row(pictures, "Put into the next turn", lambda picture: attach(page, picture))
+    page.picks.children = [row, page.buttons["others"]]
 
 
 def show_growing(page: Page, question: Exchange, pieces: list[str | Picture], steps: list[Step]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from .model import RET
 from .sources import IMAGE_FORMATS, BadImage, decode_image
 
-# %% ../nbs/69_pictures.ipynb #0333df76
+# %% ../nbs/69_pictures.ipynb #76af7756
 LONGEST_SIDE, MOST_PIXELS = 512, 32_000_000
 
 
@@ -47,13 +47,14 @@ class Picture:
         """Its name, and its cosine where it has one."""
         return self.name if self.score is None else f"{self.name}, {self.score:.2f}"
 
-
+# %% ../nbs/69_pictures.ipynb #d0ec9fc8
 def read_picture(name: str, data: bytes, row: int | None = None, score: float | None = None) -> Picture:
     """A picture from any image file; DialogueError says in words why not."""
     try:
         width, height = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).size
         if width * height > MOST_PIXELS:
-            raise DialogueError(f"{name} has {width * height / 1e6:.0f} megapixels; images of up to {MOST_PIXELS / 1e6:.0f} can be used.")
+            size, most = (pixels / 1e6 for pixels in (width * height, MOST_PIXELS))
+            raise DialogueError(f"{name} has {size:.0f} megapixels; images of up to {most:.0f} can be used.")
         image = decode_image(data)
     except BadImage as problem:
         raise DialogueError(f"{name} cannot be used: {problem}.") from None

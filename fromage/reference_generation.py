@@ -21,9 +21,10 @@ from .reference import SHAPES, PlainModel
 from .retrieval import ImageIndex
 from .stand_ins import stand_in_language_model
 
-# %% ../nbs/46_reference_generation.ipynb #9b573a77
+# %% ../nbs/46_reference_generation.ipynb #4a96678a
 @torch.no_grad()
-def plain_generation(plain: PlainModel, embeddings: Tensor, max_new_tokens: int, ret_factor: float = 1.0) -> tuple[list[int], Tensor]:
+def plain_generation(plain: PlainModel, embeddings: Tensor, max_new_tokens: int,
+                     ret_factor: float = 1.0) -> tuple[list[int], Tensor]:
     """Greedy ids behind a prompt (1, T, E), and the normalised text embeddings (T + new - 1, q) of every position."""
     found = []
     for _ in range(max_new_tokens):
@@ -76,14 +77,15 @@ def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, ne
                       "same ids": float(np.mean(same))})
     return pd.DataFrame(table)
 
-# %% ../nbs/46_reference_generation.ipynb #d19c7707
+# %% ../nbs/46_reference_generation.ipynb #01ed5c77
 def time_answers(model: Fromage, prompts: list[Prompt], index: ImageIndex, decoding: Decoding = Decoding(),
                  protocol: str = "published") -> pd.DataFrame:
     """For each prompt alone: seconds to its first token and to the whole answer, and the tokens of it."""
     table = []
     for prompt in prompts:
         moments = [time.perf_counter()]
-        found, = answer(model, [prompt], index, decoding, lambda row, reply: moments.append(time.perf_counter()), protocol=protocol)
+        found, = answer(model, [prompt], index, decoding, lambda row, reply: moments.append(time.perf_counter()),
+                        protocol=protocol)
         done = time.perf_counter()
         table.append({"first token (s)": moments[1] - moments[0], "reply (s)": done - moments[0], "tokens": len(moments) - 1,
                       "images": len(found.images)})

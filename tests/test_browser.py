@@ -1,0 +1,307 @@
+"""The demo in a real browser: Voilà's page as `make demo` serves it, and the same notebook in JupyterLab."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from house_rules import ROOT
+from PIL import Image
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install -y chromium")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync"]
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+PATIENCE = 120_000  # milliseconds: a kernel starts and loads both networks, perhaps beside other tests
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_open(port: int, process: subprocess.Popen, log: Path) -> None:
+    """Returns when the server listens."""
+    for _ in range(1200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.1)
+    raise TimeoutError(log.read_text()[-3000:])
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of the servers: this Python's kernel, this repository, settings of nobody."""
+    home = tmp_path_factory.mktemp("jupyter")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
+    return os.environ | folders | {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def serve(command: list[str], port: int, log: Path, environment: dict[str, str], folder: Path = ROOT):
+    """Runs a server until the generator is closed; yields its address."""
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        wait_until_open(port, process, log)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
+    """Where the demo is served."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("voila") / "log.txt"
+    yield from serve([sys.executable, "-m", "fromage.demo", "--port", str(port)], port, log, environment)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium."""
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, headless=True)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """One person's page."""
+
+    def __init__(self, browser, address: str):
+        self.context = browser.new_context(viewport={"width": 1280, "height": 980})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.page.route(lambda url: "127.0.0.1" not in url, lambda route: route.abort())
+        self.page.goto(address)
+        self.log = self.page.locator(".fromage-log")
+        self.status = self.page.locator(".fromage .status")
+        self.message = self.page.get_by_label("Message")
+        sync_api.expect(self.log).to_contain_text("Nothing said yet", timeout=PATIENCE)
+
+    def button(self, name: str):
+        """A button by its name."""
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def pictures(self, name: str = ".fromage-log"):
+        """The picture buttons in a part of the page."""
+        return self.page.locator(f"{name} button.fromage-picture")
+
+    def expect_status(self, text: str) -> None:
+        """Waits until the line under the messages says so."""
+        sync_api.expect(self.status).to_contain_text(text, timeout=PATIENCE)
+
+    def say(self, text: str, enter: bool = True) -> None:
+        """Types a message and sends it; waits for the reply."""
+        self.message.press_sequentially(text)
+        self.message.press("Enter") if enter else self.button("Send").click()
+        sync_api.expect(self.message).to_have_value("", timeout=PATIENCE)
+        self.expect_status("Done")
+
+    def upload(self, name: str, data: bytes) -> None:
+        """Chooses a file."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name="Upload image").click()
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
+
+    def keep(self, name: str) -> None:
+        """A screenshot for whoever looks at the run."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def shared(browser, address: str):
+    """A page that tests use one after the other."""
+    visit = Visit(browser, address)
+    visit.keep("start")
+    yield visit
+    visit.context.close()
+
+
+@pytest.fixture
+def visit(shared: Visit):
+    """The shared page with an empty dialogue."""
+    if shared.button("New dialogue").is_enabled():
+        shared.button("New dialogue").click()
+        sync_api.expect(shared.log).to_contain_text("Nothing said yet")
+    shared.message.fill("")
+    return shared
+
+
+def picture_file(width: int, height: int, mode: str = "RGB") -> bytes:
+    """A grey PNG."""
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 127).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("enter", [True, False])
+def test_a_turn_of_text(visit: Visit, enter: bool) -> None:
+    visit.say("is there a <b id='injected'>ball</b>?", enter)
+    sync_api.expect(visit.log.locator(".question")).to_have_text("is there a <b id='injected'>ball</b>?")
+    assert visit.page.locator("#injected").count() == 0
+    assert visit.log.locator(".answer").inner_text().strip() not in ("", "…")
+    sync_api.expect(visit.page.get_by_role("img", name="P([RET])")).to_be_visible()
+    visit.page.get_by_role("button", name="The exact prompt").click()
+    sync_api.expect(visit.page.locator("pre")).to_contain_text("⟨Q⟩⟨:⟩")
+    visit.keep("text")
+    visit.page.get_by_role("button", name="The exact prompt").click()
+
+
+def test_a_turn_with_an_upload(visit: Visit) -> None:
+    visit.upload("grey.png", picture_file(64, 64))
+    visit.expect_status("grey.png goes with the next turn")
+    visit.say("what do you see?")
+    sync_api.expect(visit.log.get_by_alt_text("grey.png")).to_be_visible()
+    visit.keep("upload")
+
+
+def test_a_turn_that_returns_images(visit: Visit) -> None:
+    """An example finds images; a click puts one into the next turn, and undo takes turns back."""
+    visit.button("A picture as a pencil drawing").click()
+    visit.expect_status("3 images found")
+    sync_api.expect(visit.pictures()).to_have_count(3)
+    name = visit.pictures().first.inner_text()
+    visit.pictures().first.click()
+    visit.expect_status("goes with the next turn")
+    visit.keep("image")
+    visit.say("on the grass")
+    sync_api.expect(visit.log.locator(".question")).to_have_count(2)
+    assert visit.log.locator(".question").last.get_by_alt_text(name).count() == 1
+    visit.button("Undo").click()
+    sync_api.expect(visit.log.locator(".question")).to_have_count(1)
+    visit.button("Undo").click()
+    sync_api.expect(visit.log).to_contain_text("Nothing said yet")
+
+
+def test_examples_of_several_turns(visit: Visit) -> None:
+    visit.button("Ask about a picture").click()
+    sync_api.expect(visit.log.locator(".answer")).to_have_count(3, timeout=PATIENCE)
+    visit.button("Refine over turns").click()
+    sync_api.expect(visit.pictures()).to_have_count(9, timeout=PATIENCE)
+    visit.expect_status("Done")
+    visit.keep("refinement")
+    log = visit.log.evaluate("box => [box.scrollHeight > box.clientHeight, Math.abs(box.scrollTop)]")
+    assert log[0] and log[1] < 5  # laid out from the end: the newest turn is in sight
+    visit.button("A dialogue that ends in an image").click()
+    sync_api.expect(visit.pictures()).to_have_count(3, timeout=PATIENCE)
+    visit.keep("dialogue")
+
+
+def test_stop_edit_and_regenerate(visit: Visit) -> None:
+    visit.say("what do you see?")
+    visit.button("Edit last").click()
+    sync_api.expect(visit.message).to_have_value("what do you see?")
+    visit.message.fill("is it big?")
+    visit.button("Send changed").click()
+    sync_api.expect(visit.log.locator(".question")).to_have_text("is it big?", timeout=PATIENCE)
+    visit.button("Regenerate").click()
+    visit.expect_status("Done")
+    for _ in range(5):  # the example may be over before the click
+        visit.button("Refine over turns").click()
+        try:
+            visit.button("Stop").click(timeout=2000)
+            sync_api.expect(visit.status).to_contain_text("Stopped", timeout=3000)
+            break
+        except (AssertionError, sync_api.TimeoutError):
+            sync_api.expect(visit.button("Send")).to_be_enabled()
+    visit.expect_status("Stopped")
+    assert visit.log.locator(".question").count() < 3
+
+
+def test_saved_and_loaded(visit: Visit, tmp_path: Path) -> None:
+    visit.say("what do you see?")
+    visit.page.get_by_role("button", name="Save and load").click()
+    visit.button("Save dialogue").click()
+    with visit.page.expect_download() as download:
+        visit.page.get_by_text("dialogue.json").click()
+    download.value.save_as(tmp_path / "dialogue.json")
+    visit.button("New dialogue").click()
+    sync_api.expect(visit.log).to_contain_text("Nothing said yet")
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.get_by_role("button", name="Load dialogue").click()
+    chooser.value.set_files(tmp_path / "dialogue.json")
+    sync_api.expect(visit.log.locator(".question")).to_have_text("what do you see?")
+    visit.page.get_by_role("button", name="Save and load").click()
+
+
+def test_errors_are_words_and_the_dialogue_goes_on(visit: Visit) -> None:
+    visit.message.press("Enter")
+    visit.expect_status("Nothing to send yet")
+    visit.upload("notes.png", b"this is a text")
+    visit.expect_status("notes.png is not an image")
+    visit.upload("huge.png", picture_file(8000, 5000, "1"))
+    visit.expect_status("huge.png has 40 megapixels")
+    sync_api.expect(visit.page.get_by_role("alert")).to_be_visible()
+    visit.keep("error")
+    visit.say("what do you see?")
+
+
+def test_two_people_do_not_meet(visit: Visit, browser, address: str) -> None:
+    visit.say("what is the ground?")
+    other = Visit(browser, address)
+    other.say("is it big?")
+    sync_api.expect(other.log.locator(".question")).to_have_text("is it big?")
+    sync_api.expect(visit.log.locator(".question")).to_have_text("what is the ground?")
+    other.context.close()
+
+
+def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None:
+    unnamed = visit.page.eval_on_selector_all(
+        ".fromage button, .fromage input, .fromage img",
+        "all => all.filter(one => one.offsetParent && !(one.innerText || one.alt || one.title || one.ariaLabel || (one.labels || []).length))"
+        ".map(one => one.outerHTML)")
+    assert unnamed == []
+    visit.message.focus()
+    reached = set()
+    for _ in range(6):
+        visit.page.keyboard.press("Tab")
+        reached.add(visit.page.evaluate("document.activeElement.innerText.trim()"))
+    assert {"Send", "Upload image (0)"} <= reached
+
+
+def test_a_busy_port_is_said(address: str, environment: dict[str, str]) -> None:
+    port = address.rstrip("/").rpartition(":")[2]
+    done = subprocess.run([sys.executable, "-m", "fromage.demo", "--port", port], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and f"port {port} cannot be used" in done.stderr and "make demo PORT=" in done.stderr
+
+
+def test_in_jupyterlab(browser, environment: dict[str, str], tmp_path: Path) -> None:
+    """A copy of the notebook, all cells run, one turn."""
+    shutil.copy(ROOT / "nbs" / "chat.ipynb", tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
+               "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    server = serve(command, port, tmp_path / "log.txt", environment, tmp_path)
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    try:
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{next(server)}lab/tree/chat.ipynb")
+        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for()
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        sync_api.expect(page.locator(".fromage-log")).to_contain_text("Nothing said yet", timeout=PATIENCE)
+        page.get_by_label("Message").press_sequentially("what do you see?")
+        page.get_by_label("Message").press("Enter")
+        sync_api.expect(page.locator(".fromage .status")).to_contain_text("Done", timeout=PATIENCE)
+        page.locator(".fromage-log").scroll_into_view_if_needed()
+        SCREENSHOTS.mkdir(exist_ok=True)
+        page.screenshot(path=SCREENSHOTS / "jupyterlab.png")
+    finally:
+        context.close()
+        server.close()
