@@ -108,8 +108,8 @@ def collate(texts: list[Encoded], pad: int) -> Batch:
     length = max(len(text.ids) for text in texts)
     ids = torch.tensor([text.ids + [pad] * (length - len(text.ids)) for text in texts])
     weights = torch.tensor([text.weights + [0.0] * (length - len(text.ids)) for text in texts])
-    folded = torch.tensor([(row, at) for row, text in enumerate(texts) for at in text.folded]).reshape(-1, 2)
-    where = torch.tensor([(row, at) for row, text in enumerate(texts) for at, _ in text.added]).reshape(-1, 2)
+    folded = torch.tensor([(row, at) for row, text in enumerate(texts) for at in text.folded], dtype=torch.long).reshape(-1, 2)
+    where = torch.tensor([(row, at) for row, text in enumerate(texts) for at, _ in text.added], dtype=torch.long).reshape(-1, 2)
     added = torch.tensor([token for text in texts for _, token in text.added], dtype=torch.long)
     return Batch(ids, weights, folded, where, added)
 
