@@ -202,7 +202,7 @@ def naming_document(rng: random.Random) -> str:
 
     return name_things(rng, rng.choice((2, 2, 3)), rng.randint(1, 8), show, rng.choice(("", "", "this is a ")))
 
-
+# %% ../nbs/13_documents.ipynb #92fb7e10
 def change_document(rng: random.Random) -> str:
     """Key words or a caption, an instruction that changes one fact, and hashtags of the changed scene."""
     scene = sample_scene(rng, "train", rng.choice((1, 1, 2)))
@@ -232,8 +232,8 @@ Document = Callable[[random.Random], str]
 STAGES: dict[str, dict[Document, float]] = {
     "drill": {drill_document: 1.0},
     "pairs": {pairs_document: 1.0},
-    "short": {sentence_document: 0.28, summary_document: 0.14, question_document: 0.4, pairs_document: 0.08, naming_document: 0.07,
-              drill_document: 0.03},
+    "short": {sentence_document: 0.28, summary_document: 0.14, question_document: 0.4, pairs_document: 0.08,
+              naming_document: 0.07, drill_document: 0.03},
     "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.18, dialogue_document: 0.15,
               seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.08, change_document: 0.06,
               pairs_document: 0.03},
