@@ -21,9 +21,6 @@ from .pictures import DialogueError, Picture, read_picture
 from .widgets import answer_html, question_html
 
 # %% ../nbs/74_actions.ipynb #6d655084
-Draft = tuple[str, Sequence[Picture]]
-
-
 def guard(page: Page, action: Callable[[], None]) -> None:
     """Runs an action; what goes wrong is said on the page."""
     try:
@@ -40,6 +37,9 @@ def later(page: Page, action: Callable[[], None], seconds: float = 0.15) -> None
         asyncio.get_running_loop().call_later(seconds, guard, page, action)
     else:
         guard(page, action)
+
+# %% ../nbs/74_actions.ipynb #6d655085
+Draft = tuple[str, Sequence[Picture]]  # what is typed and attached
 
 
 def take_draft(page: Page, draft: Draft) -> None:

@@ -99,8 +99,9 @@ def arrange_page(page: Page) -> VBox:
     buttons = page.buttons
     inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload], layout=row)
     actions = Box([buttons[name] for name in ("undo", "again", "edit", "reset")], layout=row)
-    left = VBox([note("<h2>Try an example, in a new dialogue</h2>"), Box(page.examples, layout=row), page.log, page.status, page.attachments, inputs,
-                 actions], layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
+    title = note("<h2>Try an example, in a new dialogue</h2>")
+    left = VBox([title, Box(page.examples, layout=row), page.log, page.status, page.attachments, inputs, actions],
+                layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
     saving = VBox([Box([buttons["save"], page.load], layout=row), page.saved])
     parts = {"Images to start from": page.picks, "Settings": page.controls.view, "When an image comes": page.plot,
              "The exact prompt": page.prompt, "Save and load": saving}

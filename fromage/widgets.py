@@ -125,7 +125,8 @@ def exchange_view(exchange: Exchange, pick: Callable[[Picture], None]) -> VBox:
     if exchange.answer is not None:
         parts.append(note(answer_html([]) if not exchange.answer else '<div class="who">FROMAGe</div>'))
         for kind, group in groupby(exchange.answer, type):
-            parts.append(picture_row([*group], "Put into the next turn", pick) if kind is Picture else note(bubble_html([*group])))
+            pieces = [*group]
+            parts.append(picture_row(pieces, "Put into the next turn", pick) if kind is Picture else note(bubble_html(pieces)))
     return VBox(parts, layout={"overflow": "visible", "margin": "0 0 10px"})
 
 # %% ../nbs/72_widgets.ipynb #6784865c
@@ -149,7 +150,8 @@ def probability_plot(steps: Sequence[Step]) -> str:
     most = max(range(len(steps)), key=lambda place: steps[place].steered)
     label = escape(f"P([RET]) at {len(steps)} tokens; highest {steps[most].steered:.2f} at token {most + 1}", quote=True)
     return (f'<div style="overflow-x: auto"><svg role="img" aria-label="{label}" width="{width}" height="{height + 62}" '
-            f'viewBox="0 -16 {width} {height + 62}"><text x="2" y="-4" font-size="11">P([RET])</text>{lines}{"".join(bars)}</svg></div>'
+            f'viewBox="0 -16 {width} {height + 62}"><text x="2" y="-4" font-size="11">P([RET])</text>'
+            f'{lines}{"".join(bars)}</svg></div>'
             '<p class="help">Dark: the model\'s own probability of [RET] in the place of each token. '
             "Light: after the image bias.</p>")
 
