@@ -68,10 +68,10 @@ def question_text(dialogue: Dialogue, at: int) -> str:
 
 
 class AnswerScorer:
-    """Scores all candidates of a dialogue in every form; both ways of preparing the image keep a context of their own."""
+    """Scores all candidates of a dialogue in some forms; each way of preparing the image keeps a context of its own."""
 
-    def __init__(self, model: Fromage, tokens_per_pass: int = 1024):
-        self.model, self.tokens_per_pass, self.known = model, tokens_per_pass, {}
+    def __init__(self, model: Fromage, tokens_per_pass: int = 1024, forms: Sequence[str] = FORMS):
+        self.model, self.tokens_per_pass, self.forms, self.known = model, tokens_per_pass, forms, {}
         self.contexts = [Context(model), Context(model)]
 
     def encode(self, text: str, form: str) -> list[int]:
@@ -84,20 +84,20 @@ class AnswerScorer:
         return self.known[text, form]
 
     def score_round(self, text: str, options: Sequence[str], images: Tensor) -> np.ndarray:
-        """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped."""
+        """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped, or (1, V): either."""
         ids, bare = (self.model.vocabulary.encode(part) for part in (text, text.removesuffix(" ")))
         shared = next((place for place, (a, b) in enumerate(zip(ids, bare)) if a != b), min(len(ids), len(bare)))
-        tails = {form: (bare if form == "blank_in_answer" else ids)[shared:] for form in FORMS}
-        candidates = [self.encode(option, form) for form in FORMS for option in options]
-        skips = [len(tails[form]) for form in FORMS for _ in options]
-        sequences = [tails[form] + self.encode(option, form) for form in FORMS for option in options]
+        tails = {form: (bare if form == "blank_in_answer" else ids)[shared:] for form in self.forms}
+        candidates = [self.encode(option, form) for form in self.forms for option in options]
+        skips = [len(tails[form]) for form in self.forms for _ in options]
+        sequences = [tails[form] + self.encode(option, form) for form in self.forms for option in options]
         sums = []
         for context, image in zip(self.contexts, images):
             begin = build_prompt(self.model, [image])
             context.read(Prompt(begin.ids + ids[:shared], begin.features))
             sums.append(sum_log_probabilities(context, sequences, skips, (1, 0), self.tokens_per_pass))
         lengths = torch.tensor([[len(candidate) for candidate in candidates]], dtype=torch.float32)
-        return torch.cat([*sums, lengths]).reshape(len(PARTS), len(FORMS), len(options)).transpose(0, 1).numpy()
+        return torch.cat([*sums, lengths]).reshape(-1, len(self.forms), len(options)).transpose(0, 1).numpy()
 
     def score_dialogue(self, dialogue: Dialogue, images: Tensor) -> np.ndarray:
         """(rounds, forms, parts, 100) of a whole dialogue."""
