@@ -56,7 +56,7 @@ class Sources(Section):
 # %% ../nbs/66_measurements.ipynb #2428320b
 @dataclass(frozen=True)
 class Material:
-    """Stories; usable dialogues with the features (N, V) of their images, squashed and cropped; a key of all files and features."""
+    """Stories; usable dialogues with features (N, V) of their images, squashed and cropped; a key of all files and features."""
     stories: StorySet
     found: DialogueSet
     dialogues: list[Dialogue]

@@ -66,7 +66,7 @@ def code_key(*names: str) -> str:
 # %% ../nbs/67_sweep.ipynb #a91c04a7
 @dataclass(frozen=True)
 class Task:
-    """A training and its measurements; `training_key` and one key for each of `amounts` say where they are kept below `folder`."""
+    """A training and its measurements; `training_key` and a key for each of `amounts` say where they lie below `folder`."""
     name: str
     config: Config
     sources: Sources
@@ -159,7 +159,8 @@ def run_task(task: Task) -> None:
         pairs = pairs_of(task.config, "validation", model, tower, limit, limit)
         for amounts, path in zip(task.amounts, measured):
             if not path.is_file():
-                write_json(path, {"items": measure(model, tower, pairs, material, amounts), "seconds": time.perf_counter() - start})
+                items = measure(model, tower, pairs, material, amounts)
+                write_json(path, {"items": items, "seconds": time.perf_counter() - start})
 
 
 def read_outcome(task: Task) -> Outcome:
@@ -212,7 +213,7 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
 # %% ../nbs/67_sweep.ipynb #02104a10
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share: configuration, files, amounts (and for the variants in `full` everything too), and where it all goes."""
+    """What all variants share: configuration, files, amounts (everything too for the variants in `full`), and the cache's folder."""
     base: Config
     sources: Sources
     amounts: Amounts
@@ -238,7 +239,7 @@ def plan(shared: Setting, chosen: Mapping[str, Mapping[str, Any]], seeds: Sequen
     named = {name for config in configs.values() if isinstance(config, Config)
              for name in (config.backbones.language_model, config.backbones.vision_model)}
     missing = [name for name in sorted(named) if name.startswith(f"{networks}/") and not resolve_path(name).is_dir()]
-    list(in_parallel(workers, make_network, [(name, shared.base, steps) for name in missing]))  # a failure shows where it is missed
+    list(in_parallel(workers, make_network, [(name, shared.base, steps) for name in missing]))  # a failure shows below
     limit, keys, tasks = shared.base.data.train_examples, {}, {}
     for (name, seed), config in configs.items():
         if isinstance(config, Config):
