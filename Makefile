@@ -1,6 +1,7 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
+# make picture   take the picture of the page in the README anew (needs Chromium)
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -37,6 +38,7 @@ endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
+$(eval $(call report,show_examples-mini,))
 
 .PHONY: help
 help:
@@ -58,6 +60,12 @@ PORT ?= 8866
 .PHONY: demo
 demo: environment
 	@python -m fromage.demo --port $(PORT)
+
+# The test that looks at the page keeps a picture.
+.PHONY: picture
+picture: environment
+	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
+	cp tests/screenshots/readme.png reports/demo.png
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment
