@@ -58,7 +58,7 @@ def without_bars() -> Iterator[None]:
         if shown:
             transformers_logging.enable_progress_bar()
 
-
+# %% ../nbs/20_backbones.ipynb #c71a0f12
 def load_language_model(
     name: str, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

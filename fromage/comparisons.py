@@ -180,8 +180,10 @@ def claims_text(verdicts: Sequence[Verdict]) -> str:
         if verdict.answer != "undecided":
             return words
         needed = items_needed(verdict.found)
-        return f"{words}: " + (f"about {needed:,} items instead of {verdict.found.values.shape[1]:,} would decide a difference of "
-                               "this size" if needed else "with these seeds no number of items would decide, more seeds are needed")
+        if not needed:
+            return f"{words}: with these seeds no number of items would decide, more seeds are needed"
+        measured = verdict.found.values.shape[1]
+        return f"{words}: about {needed:,} items instead of {measured:,} would decide a difference of this size"
     parts = [(answer, [tell(verdict) for verdict in verdicts if verdict.answer == answer])
              for answer in ("holds", "does not hold", "undecided")]
     titles = {"holds": "Holds here", "does not hold": "Does not hold here, the opposite does",
@@ -199,7 +201,8 @@ def result_lines(table: Mapping[str, Mapping[str, Sample]], outcomes: Sequence[O
     lines, errors = [], {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for name in dict.fromkeys(outcome.name for outcome in outcomes):
         found = [table[name][metric] for metric in HEADLINE] if name in table else []
-        cells = [f"{estimate(each.values, each.groups):{'.2f' if LESS in metric else '.1f'}}" for metric, each in zip(HEADLINE, found)]
+        cells = [f"{estimate(each.values, each.groups):{'.2f' if LESS in metric else '.1f'}}"
+                 for metric, each in zip(HEADLINE, found)]
         seeds = str(len(found[0].seeds)) if found else "0"
         lines.append([name, seeds, *(cells or [""] * len(HEADLINE)), errors.get(name, "")])
     return ["variant", "seeds", *HEADLINE, "failed"], lines
@@ -256,7 +259,8 @@ def small_multiples(curves: Mapping[str, tuple[Sequence, Sequence]], y_label: st
             banded = len(y) > 0 and isinstance(y[0], Estimate)
             axes.plot(x, [value.value for value in y] if banded else y, color=colour, linewidth=1)
             if banded:
-                axes.fill_between(x, [value.low for value in y], [value.high for value in y], color=colour, alpha=0.3, linewidth=0)
+                low, high = [value.low for value in y], [value.high for value in y]
+                axes.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
         axes.set_title(name, fontsize=6)
         axes.tick_params(labelsize=6)
     figure.supylabel(y_label, fontsize=8)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attention_mask', 'packs_exactly', 'initial_row',
-           'layer_width', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images', 'run_language_model',
-           'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states', 'needs_all_layers',
-           'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
+           'layer_width', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images',
+           'run_language_model', 'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states',
+           'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
 
 # %% ../nbs/22_model.ipynb #12156999
 import inspect
@@ -118,6 +118,12 @@ def layer_width(language_model: PreTrainedModel, layer: int) -> int:
     last = layer in (-1, layers)
     return language_model.get_output_embeddings().weight.shape[1] if last else language_model.config.hidden_size
 
+
+@torch.no_grad()
+def measure_norms(model: "Fromage") -> list[float]:
+    """The mean norms of the rows kept, of the input and of the output table."""
+    return [weight[:model.kept].float().norm(dim=1).mean().item() for weight in (model.input_table, model.output_layer.weight)]
+
 # %% ../nbs/22_model.ipynb #c71a0f21
 class TwoLayerMap(nn.Sequential):
     """A linear map, a GELU and another one, through as many values as come in; it stands where an `nn.Linear` does."""
@@ -139,23 +145,20 @@ class Fromage(nn.Module):
                  visual_tokens: int = 1, retrieval_dim: int = 256, text_emb_layers: tuple[int, ...] = (-1,),
                  ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8):
         super().__init__()
-        self.language_fingerprint = fingerprint_language_model(language_model)
         check_output_is_linear(language_model)
-        self.packs = packs_exactly(language_model)
         self.vocabulary, linear = Vocabulary(tokenizer, ret != "none"), nn.Linear if map_layers == 1 else TwoLayerMap
-        self.language_model, self.tuned = language_model.eval(), tuning != "none"
-        self.kept = kept_rows(language_model, self.vocabulary)
+        self.language_model, self.packs, self.tuned = language_model.eval(), packs_exactly(language_model), tuning != "none"
         self.visual_tokens, self.text_emb_layers = visual_tokens, tuple(text_emb_layers)
         table, output = self.input_table, self.output_layer.weight
+        self.kept, self.tied = kept_rows(language_model, self.vocabulary), output is table
         self.caption_map = linear(vision_width, visual_tokens * table.shape[1])  # W_c
         self.image_map = linear(vision_width, retrieval_dim)  # W_i
         self.text_maps = nn.ModuleList(linear(layer_width(language_model, layer), retrieval_dim) for layer in text_emb_layers)
         self.ret_input = nn.Parameter(initial_row(table, self.vocabulary.ret_id), requires_grad=ret == "trained")  # (E,)
-        self.tied = output is table
         if not self.tied:
             self.ret_output = nn.Parameter(initial_row(output, self.vocabulary.ret_id), requires_grad=ret == "trained")  # (D,)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.mean_norms = self.measure_norms()
+        self.language_fingerprint, self.mean_norms = fingerprint_language_model(language_model), measure_norms(self)
         tune(language_model, tuning, lora_rank)
 
     @property
@@ -183,11 +186,6 @@ class Fromage(nn.Module):
         super().train(mode)
         self.language_model.eval()
         return self
-
-    @torch.no_grad()
-    def measure_norms(self) -> list[float]:
-        """The mean norms of the rows kept, of the input and of the output table."""
-        return [weight[:self.kept].float().norm(dim=1).mean().item() for weight in (self.input_table, self.output_layer.weight)]
 
 # %% ../nbs/22_model.ipynb #10b3327e
 def embed_tokens(model: Fromage, ids: Tensor) -> Tensor:
@@ -267,7 +265,7 @@ def trained_parameters(model: Fromage) -> dict[str, nn.Parameter]:
 def rescale_ret(model: Fromage) -> None:
     """Set the norm of each `[RET]` row that trains to the mean norm of the other rows kept."""
     rows = [model.ret_input] + ([] if model.tied else [model.ret_output])
-    for row, norm in zip(rows, model.measure_norms() if model.input_table.requires_grad else model.mean_norms):
+    for row, norm in zip(rows, measure_norms(model) if model.input_table.requires_grad else model.mean_norms):
         if row.requires_grad:
             row.mul_(norm / row.norm())
 

@@ -213,7 +213,7 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
 # %% ../nbs/67_sweep.ipynb #02104a10
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share: configuration, files, amounts (everything too for the variants in `full`), and the cache's folder."""
+    """What all variants share: configuration, files, amounts (those in `full` have everything too), and the cache's folder."""
     base: Config
     sources: Sources
     amounts: Amounts

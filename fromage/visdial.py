@@ -69,7 +69,7 @@ def question_text(dialogue: Dialogue, at: int) -> str:
     past = "".join(f"Q: {each.question}?\nA: {each.answer}\n" for each in dialogue.rounds[:at])
     return f"{past}Q: {dialogue.rounds[at].question}?\nA: "
 
-
+# %% ../nbs/51_visdial.ipynb #6143e9d7
 class AnswerScorer:
     """Scores all candidates of a dialogue in some forms; each way of preparing the image keeps a context of its own."""
 
