@@ -87,7 +87,7 @@ test: environment
 	@status=0; \
 	python -m pytest -q tests/test_repository.py || status=1; \
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print --timing || status=1; \
-	python -m pytest --ignore tests/test_repository.py || status=1; \
+	python -m pytest -n 2 --dist loadfile --ignore tests/test_repository.py || status=1; \
 	exit $$status
 
 .PHONY: clean clean-environment clean-reports

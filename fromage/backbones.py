@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'REACH', 'RELEASED_TOWERS', 'BackboneError', 'freeze', 'without_bars', 'load_language_model',
            'fingerprint_language_model', 'tune', 'preprocess_image', 'without_projection', 'hash_tower', 'VisionTower',
-           'check_architecture', 'load_vision_tower']
+           'show_text', 'check_architecture', 'load_vision_tower']
 
 # %% ../nbs/20_backbones.ipynb #ae4a251f
 import copy
@@ -182,14 +182,6 @@ class VisionTower:
         cut = (longer[1:, length] != longer[0, length]).sum().item()  # an empty text ends in padding
         return self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True), cut
 
-    def show_text(self, text: str) -> str:
-        """The tokens that the text side reads of a text, in brackets; what it cuts is not among them."""
-        ids, empty = self.tokenizer([text, ""]).tolist()
-        while ids and ids[-1] == empty[-1]:  # padding
-            ids.pop()
-        decode = getattr(self.tokenizer, "decode", None) or self.tokenizer.tokenizer.decode
-        return "".join(f"⟨{decode([token])}⟩" for token in ids)
-
     @cached_property
     def tokenizer(self) -> Any:
         """The text tower's tokenizer, loaded when a text is first encoded."""
@@ -201,6 +193,15 @@ class VisionTower:
         config = open_clip.get_model_config(self.name) or {}
         description = {"vision_cfg": config.get("vision_cfg"), "quick_gelu": config.get("quick_gelu", False)}
         return hash_tower(self.model.visual, description | {"preprocessing": self.preprocessing})
+
+# %% ../nbs/20_backbones.ipynb #20c7e9a1
+def show_text(tower: VisionTower, text: str) -> str:
+    """The tokens that a tower's text side reads of a text, in brackets; what it cuts is not among them."""
+    ids, empty = tower.tokenizer([text, ""]).tolist()
+    while ids and ids[-1] == empty[-1]:  # padding
+        ids.pop()
+    decode = getattr(tower.tokenizer, "decode", None) or tower.tokenizer.tokenizer.decode
+    return "".join(f"⟨{decode([token])}⟩" for token in ids)
 
 # %% ../nbs/20_backbones.ipynb #d56bf1b7
 RELEASED_TOWERS = {

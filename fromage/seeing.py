@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOWER', 'PREPROCESS', 'tower_tokenizer', 'new_tower', 'save_tower', 'scene_pixels', 'normalise', 'tokenise',
-           'SeeingLog', 'like_scenes', 'choose_rows', 'pretrain_tower', 'tower_features', 'retrieval_ceiling',
-           'linear_probe', 'probe_tower', 'measure_tower']
+           'SeeingLog', 'like_scenes', 'choose_rows', 'settle_norms', 'pretrain_tower', 'tower_features',
+           'retrieval_ceiling', 'linear_probe', 'probe_tower', 'measure_tower']
 
 # %% ../nbs/16_seeing.ipynb #98954f2a
 import copy
@@ -114,6 +114,22 @@ def choose_rows(rng: random.Random, count: int, alike: list[list[int]], batch_si
     rows = rng.choice(alike) if rng.random() < 0.67 else range(count)
     return rng.sample(rows, batch_size) if len(rows) >= batch_size else rng.sample(range(count), batch_size)
 
+# %% ../nbs/16_seeing.ipynb #5e77135b
+@torch.no_grad()
+def settle_norms(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int = 256) -> None:
+    """Computes the batch norms' running statistics anew, as means over pictures (N, 3, 64, 64); leaves the model in eval mode."""
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+    model.train()
+    for part in pixels.split(batch_size):
+        model.encode_image(normalise(part))
+    for norm, momentum in zip(norms, kept):
+        norm.momentum = momentum
+    model.eval()
+
 # %% ../nbs/16_seeing.ipynb #265940a3
 def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, n_scenes: int,
                    batch_size: int = 256, peak: float = 2e-3, every: int = 50,
@@ -147,7 +163,7 @@ def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, se
             seen, log.seconds = [], time.perf_counter() - begin
             log.steps.append(step), log.losses.append(means[0]), log.accuracies.append(means[1])
             report(f"step {step}/{steps}  loss {means[0]:.3f}  in-batch accuracy {means[1]:.3f}  {log.seconds:.0f} s")
-    model.eval()
+    settle_norms(model, pixels[:4096])
     return log
 
 # %% ../nbs/16_seeing.ipynb #0369ddfc

@@ -133,7 +133,7 @@ def check_answered(found: DialogueSet) -> None:
     """ValueError where a split hides its answers, so that nothing can be ranked."""
     hidden = [each.image_id for each in found.dialogues if any(part.right is None for part in each.rounds)]
     if hidden:
-        raise ValueError(f"split {found.split!r} hides answers (image {hidden[0]}); allowed is one that has them, such as val2018")
+        raise ValueError(f"split {found.split!r} hides answers (image {hidden[0]}); allowed is one with them, as val2018 is")
 
 # %% ../nbs/51_visdial.ipynb #17d8da3a
 def score_answers(model: Fromage, dialogues: Sequence[Dialogue], squashed: FeatureStore, cropped: FeatureStore, journal: Journal,
