@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'REACH', 'RELEASED_TOWERS', 'BackboneError', 'freeze', 'without_bars', 'load_language_model',
-           'preprocess_image', 'without_projection', 'hash_tower', 'VisionTower', 'show_text', 'check_architecture',
-           'load_vision_tower']
+           'fingerprint_language_model', 'tune', 'preprocess_image', 'without_projection', 'hash_tower', 'VisionTower',
+           'show_text', 'check_architecture', 'load_vision_tower']
 
 # %% ../nbs/20_backbones.ipynb #ae4a251f
 import copy
@@ -58,7 +58,7 @@ def without_bars() -> Iterator[None]:
         if shown:
             transformers_logging.enable_progress_bar()
 
-
+# %% ../nbs/20_backbones.ipynb #c71a0f12
 def load_language_model(
     name: str, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -79,6 +79,25 @@ def load_language_model(
     if loading["missing_keys"]:
         raise BackboneError(f"language model {name!r}: its files lack the weights {sorted(loading['missing_keys'])}")
     return freeze(model, device), tokenizer
+
+
+def fingerprint_language_model(model: PreTrainedModel) -> str:
+    """Hash over names, shapes and the first values of all weights: differs between models, quick for large ones."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+# %% ../nbs/20_backbones.ipynb #c71a0f11
+def tune(model: PreTrainedModel, tuning: str = "none", rank: int = 8) -> PreTrainedModel:
+    """`model` with what trains requiring gradients: nothing, LoRA's additions (`lora`), or every weight (`all`)."""
+    model.requires_grad_(tuning == "all")
+    if tuning == "lora":
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import, and seldom wanted
+
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), model)
+    return model
 
 # %% ../nbs/20_backbones.ipynb #c0ae0f96
 def preprocess_image(

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAGS', 'SAFE_GLOBALS', 'CheckpointError', 'save_tensors',
-           'load_tensors', 'Checkpoint', 'fingerprint_language_model', 'save_checkpoint', 'load_checkpoint',
-           'copy_weights', 'new_model', 'load_model', 'initialise_from', 'load_tower', 'read_released_state',
-           'load_released', 'ArrayUnpickler', 'load_released_gallery']
+           'load_tensors', 'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'copy_weights', 'new_model',
+           'load_model', 'initialise_from', 'load_tower', 'read_released_state', 'load_released', 'ArrayUnpickler',
+           'load_released_gallery']
 
 # %% ../nbs/40_checkpoint.ipynb #4e279a44
-import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -68,19 +67,10 @@ class Checkpoint:
     tower_fingerprint: str | None = None
 
 
-def fingerprint_language_model(model: PreTrainedModel) -> str:
-    """Hash over names, shapes and the first values of all weights: differs between models, quick for large ones."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_checkpoint(path: str | Path, model: Fromage, config: Config, tower_fingerprint: str | None = None) -> Path:
     """Write the trained part of `model` and its configuration."""
     header = {"config": flatten(config), "vision_width": model.caption_map.in_features, "tower_fingerprint": tower_fingerprint,
-              "language_fingerprint": fingerprint_language_model(model.language_model)}
+              "language_fingerprint": model.language_fingerprint}
     return save_tensors(path, "checkpoint", dict(trained_parameters(model)), header)
 
 
@@ -113,8 +103,7 @@ def new_model(config: Config, vision_width: int, language_model: PreTrainedModel
         language_model, tokenizer = load_language_model(names.language_model, names.precision, config.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Fromage(language_model, tokenizer, vision_width, config.grounding.visual_tokens,
-                        config.grounding.retrieval_dim, config.grounding.text_emb_layers)
+        model = Fromage(language_model, tokenizer, vision_width, **vars(config.grounding))
     return model.to(config.device)
 
 # %% ../nbs/40_checkpoint.ipynb #bd993378
@@ -125,7 +114,7 @@ def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, l
         checkpoint = load_checkpoint(checkpoint)
     config = change(checkpoint.config, device=device or checkpoint.config.device)
     model = new_model(config, checkpoint.vision_width, language_model, tokenizer)
-    found, expected = fingerprint_language_model(model.language_model), checkpoint.language_fingerprint
+    found, expected = model.language_fingerprint, checkpoint.language_fingerprint
     if expected not in (None, found):
         raise CheckpointError(f"the checkpoint belongs to another language model ({expected[:12]}) than "
                               f"{config.backbones.language_model!r} ({found[:12]})")

@@ -121,10 +121,14 @@ class Backbones(Section):
 
 @dataclass(frozen=True)
 class Grounding(Section):
-    """The trained part (paper, section 3): W_c, W_i, W_t and [RET]."""
+    """The trained part (paper, section 3): W_c, W_i, W_t and [RET]; and what its ablations change."""
     visual_tokens: int = setting(1, "k, tokens that W_c makes of an image", 1, 256)
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
     text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
+    ret: str = setting("trained", "[RET]'s row; none: the last word's state is the query", choices=("trained", "frozen", "none"))
+    map_layers: int = setting(1, "linear layers of each map, with a GELU between two", 1, 2)
+    tuning: str = setting("none", "language model's own weights that train too", choices=("none", "lora", "all"))
+    lora_rank: int = setting(8, "rank of LoRA's additions", 1, 4096)
 
 # %% ../nbs/00_config.ipynb #9ebd7905
 FORMS = ("shards", "google_tsv", "caption_tsv")
@@ -162,6 +166,8 @@ class Training(Section):
     decay_every: int = setting(20_000, "steps between multiplications of the rate by decay_factor", 1, 10_000_000)
     decay_factor: float = setting(0.1, "factor of the step decay", 0.0, 1.0)
     concat_probability: float = setting(0.5, "chance that a step joins its captioning rows in pairs", 0.0, 1.0)
+    retrieval_concat_probability: float = setting(0.0, "chance that a step joins its queries in pairs", 0.0, 1.0)
+    tuning_rate_factor: float = setting(1.0, "of the language model's own weights: their rate / learning_rate", 0.0, 1000.0)
     caption_weight: float = setting(1.0, "weight of the captioning loss", 0.0, 1e6)
     retrieval_weight: float = setting(1.0, "weight of the next-token loss over caption[RET]", 0.0, 1e6)
     contrastive_weight: float = setting(1.0, "weight of the mean of the two InfoNCE directions", 0.0, 1e6)
@@ -186,6 +192,8 @@ class Config(Section):
             raise ConfigError(f"device = {self.device!r}: allowed is 'cpu', 'cuda' or 'cuda:N'")
         if self.training.batch_size % 2 and self.training.concat_probability > 0:
             raise ConfigError(f"batch_size = {self.training.batch_size}: allowed is an even number if concat_probability > 0")
+        if self.grounding.tuning == "all" and self.backbones.precision != "float32":
+            raise ConfigError(f"precision = {self.backbones.precision!r}: allowed is 'float32' if tuning = 'all'")
 
 
 def setting_table() -> dict[str, tuple[str | None, Any, dict]]:

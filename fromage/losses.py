@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'block_logits', 'FrozenCrossEntropy', 'vocabulary_cross_entropy', 'CaptionBatch', 'make_batch', 'Sequence',
            'caption_sequences', 'Rows', 'lay_out', 'split_passes', 'run_rows', 'caption_losses', 'caption_loss',
-           'RetrievalPass', 'run_ret', 'retrieval_pass', 'contrastive_logits', 'contrastive_losses']
+           'RetrievalPass', 'run_ret', 'retrieval_pass', 'join_queries', 'contrastive_logits', 'contrastive_losses']
 
 # %% ../nbs/23_losses.ipynb #410e31d7
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .model import (Fromage, attention_mask, embed_images, embed_tokens, hidden_states, needs_all_layers, output_bias,
-                           project_text, run_language_model)
+                           next_token_logits, project_text, run_language_model)
 
 # %% ../nbs/23_losses.ipynb #9f6445a1
 COLUMNS = {"cpu": 4096}  # columns of the vocabulary at a time: blocks that stay in a processor's cache
@@ -82,6 +82,8 @@ def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, ro
                              chunk: int = 512) -> Tensor:
     """Sum of the cross-entropies of ids `targets` (T,) behind the states (M, D) numbered `rows` (T,), by default each its own."""
     rows = torch.arange(len(states), device=states.device) if rows is None else rows
+    if model.output_layer.weight.requires_grad:
+        return F.cross_entropy(next_token_logits(model, states)[rows], targets, reduction="sum")
     return FrozenCrossEntropy.apply(states, model.ret_column, model.output_layer.weight[:model.kept], output_bias(model),
                                     targets, rows, model.vocabulary.ret_id, chunk)
 
@@ -177,24 +179,26 @@ def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
     return passes
 
 
-def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = False) -> BaseModelOutputWithPast:
+def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = False,
+             all_layers: bool = False) -> BaseModelOutputWithPast:
     """The language model over the tokens' embeddings (N, E) laid out in rows; the output's states are (R, L, D)."""
-    grid = embeddings[rows.token]
-    if sum(map(len, rows.members)) == 1:
-        return run_language_model(model, grid, use_cache=use_cache)
-    seen = (rows.segment[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
-    return run_language_model(model, grid, None, attention_mask(seen.tril(), grid.dtype), rows.positions, use_cache)
+    grid, mask, positions = embeddings[rows.token], None, None
+    if sum(map(len, rows.members)) > 1:
+        seen = (rows.segment[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
+        mask, positions = attention_mask(seen.tril(), grid.dtype), rows.positions
+    return run_language_model(model, grid, None, mask, positions, use_cache, all_layers)
 
 # %% ../nbs/23_losses.ipynb #48b35b8d
 def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Iterator[Tensor]:
     """Losses of the passes over a batch; they add up to the mean over all caption targets."""
     sequences = caption_sequences(batch, model.visual_tokens, concatenate)
     total = sum(int((sequence.target >= 0).sum()) for sequence in sequences)
-    text = embed_tokens(model, batch.ids).flatten(0, 1).detach()  # (B T, E), frozen: [RET] is never looked up
     for numbers in split_passes([len(sequence.source) for sequence in sequences], tokens if model.packs else 1):
         chosen = [sequences[number] for number in numbers]
-        source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(text.device)
+        source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(batch.ids.device)
                           for name in ("source", "target"))
+        text = embed_tokens(model, batch.ids).flatten(0, 1)  # (B T, E); [RET] is never looked up
+        text = text if model.input_table.requires_grad else text.detach()
         table = torch.cat([embed_images(model, batch.features).flatten(0, 1), text])
         rows = lay_out([len(sequence.source) for sequence in chosen]).to(text.device)
         states = run_rows(model, table[source], rows).last_hidden_state.flatten(0, 1)[rows.place]
@@ -234,18 +238,32 @@ def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> lis
 # %% ../nbs/23_losses.ipynb #ea42c47d
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
-    losses, texts, lengths = [], [], (batch.lengths - 1).tolist()
+    losses, texts, lengths, has_ret = [], [], (batch.lengths - 1).tolist(), model.vocabulary.has_ret
     for numbers in split_passes(lengths, tokens if model.packs else 1):
         chosen = [lengths[number] for number in numbers]
         ids = torch.cat([batch.ids[number, :length] for number, length in zip(numbers, chosen)])
         target = torch.cat([batch.ids[number, 1:length + 1] for number, length in zip(numbers, chosen)])
         rows = lay_out(chosen, shared=int(bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all()))).to(ids.device)
-        with torch.no_grad():
-            caption = run_rows(model, embed_tokens(model, ids), rows, use_cache=True)
+        with torch.set_grad_enabled(model.tuned and torch.is_grad_enabled()):
+            caption = run_rows(model, embed_tokens(model, ids), rows, has_ret, not has_ret and needs_all_layers(model))
         places, behind = rows.place.unique(return_inverse=True)
-        losses.append(vocabulary_cross_entropy(model, caption.last_hidden_state.flatten(0, 1)[places], target, behind))
-        texts.append(project_text(model, run_ret(model, caption.past_key_values, rows, chosen)))
-    return RetrievalPass(torch.stack(losses).sum() / sum(lengths), torch.cat(texts))
+        words = slice(None) if has_ret else target != model.vocabulary.ret_id
+        states = caption.last_hidden_state.flatten(0, 1)[places]
+        losses.append(vocabulary_cross_entropy(model, states, target[words], behind[words]))
+        if has_ret:
+            states = run_ret(model, caption.past_key_values, rows, chosen)
+        else:
+            ends = rows.place[torch.tensor(chosen, device=ids.device).cumsum(0) - 1]
+            states = [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
+        texts.append(project_text(model, states))
+    return RetrievalPass(torch.stack(losses).sum() / (sum(lengths) - len(lengths) * (not has_ret)), torch.cat(texts))
+
+# %% ../nbs/23_losses.ipynb #c71a0f31
+def join_queries(batch: CaptionBatch) -> CaptionBatch:
+    """A batch in which the caption before it, without `[RET]`, begins every second caption."""
+    captions = [ids[:length].tolist() for ids, length in zip(batch.ids, batch.lengths)]
+    captions = [(captions[number - 1][:-1] if number % 2 else []) + own for number, own in enumerate(captions)]
+    return make_batch(captions, batch.features).to(batch.features.device)
 
 # %% ../nbs/23_losses.ipynb #395ddb79
 def contrastive_logits(model: Fromage, text: Tensor, images: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attention_mask', 'packs_exactly', 'initial_row',
-           'layer_width', 'Fromage', 'embed_tokens', 'embed_images', 'run_language_model', 'positions_accepted',
-           'next_token_logits', 'output_bias', 'hidden_states', 'needs_all_layers', 'project_text', 'project_images',
-           'trained_parameters', 'rescale_ret', 'parameter_table']
+           'layer_width', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images',
+           'run_language_model', 'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states',
+           'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
 
 # %% ../nbs/22_model.ipynb #12156999
 import inspect
@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .backbones import fingerprint_language_model, tune
+
 # %% ../nbs/22_model.ipynb #49e1f7c7
 RET = "[RET]"
 
 
 class Vocabulary:
-    """A tokenizer and the ids of `[RET]` and of the token that begins every text."""
+    """A tokenizer and the ids of `[RET]` and of the token that begins every text; `has_ret` False leaves `[RET]` out of texts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, has_ret: bool = True):
+        self.tokenizer, self.has_ret = tokenizer, has_ret
         self.image_id = len(tokenizer)
         self.ret_id = len(tokenizer) + 1
         starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
@@ -39,13 +41,12 @@ class Vocabulary:
         pieces = [self.tokenizer(piece, add_special_tokens=False).input_ids if piece else [] for piece in text.split(RET)]
         ids = [self.bos_id] if bos else []
         for number, piece in enumerate(pieces):
-            ids += ([self.ret_id] if number else []) + piece
+            ids += ([self.ret_id] if number and self.has_ret else []) + piece
         return ids
 
     def encode_caption(self, caption: str, max_tokens: int) -> list[int]:
         """`bos caption [RET]` in at most `max_tokens` ids; a cut caption ends in `[RET]` too (paper's training data)."""
-        ids = self.encode(caption + RET)
-        return ids if len(ids) <= max_tokens else [*ids[:max_tokens - 1], self.ret_id]
+        return [*self.encode(caption)[:max_tokens - 1], self.ret_id]
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, special tokens included."""
@@ -117,29 +118,48 @@ def layer_width(language_model: PreTrainedModel, layer: int) -> int:
     last = layer in (-1, layers)
     return language_model.get_output_embeddings().weight.shape[1] if last else language_model.config.hidden_size
 
+
+@torch.no_grad()
+def measure_norms(model: "Fromage") -> list[float]:
+    """The mean norms of the rows kept, of the input and of the output table."""
+    return [weight[:model.kept].float().norm(dim=1).mean().item() for weight in (model.input_table, model.output_layer.weight)]
+
+# %% ../nbs/22_model.ipynb #c71a0f21
+class TwoLayerMap(nn.Sequential):
+    """A linear map, a GELU and another one, through as many values as come in; it stands where an `nn.Linear` does."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(nn.Linear(in_features, in_features), nn.GELU(), nn.Linear(in_features, out_features))
+        self.in_features, self.out_features = in_features, out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The last layer's weights."""
+        return self[-1].weight
+
 # %% ../nbs/22_model.ipynb #94f7080a
 class Fromage(nn.Module):
     """A frozen language model grounded to images of V features: W_c, W_i, W_t, `[RET]` and the logit scale are trained."""
 
     def __init__(self, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision_width: int,
-                 visual_tokens: int = 1, retrieval_dim: int = 256, text_emb_layers: tuple[int, ...] = (-1,)):
+                 visual_tokens: int = 1, retrieval_dim: int = 256, text_emb_layers: tuple[int, ...] = (-1,),
+                 ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8):
         super().__init__()
-        self.language_model = language_model.requires_grad_(False).eval()
         check_output_is_linear(language_model)
-        self.packs = packs_exactly(language_model)
-        self.vocabulary = Vocabulary(tokenizer)
-        self.kept = kept_rows(language_model, self.vocabulary)
+        self.vocabulary, linear = Vocabulary(tokenizer, ret != "none"), nn.Linear if map_layers == 1 else TwoLayerMap
+        self.language_model, self.packs, self.tuned = language_model.eval(), packs_exactly(language_model), tuning != "none"
         self.visual_tokens, self.text_emb_layers = visual_tokens, tuple(text_emb_layers)
         table, output = self.input_table, self.output_layer.weight
-        self.caption_map = nn.Linear(vision_width, visual_tokens * table.shape[1])  # W_c
-        self.image_map = nn.Linear(vision_width, retrieval_dim)  # W_i
-        self.text_maps = nn.ModuleList(nn.Linear(layer_width(language_model, layer), retrieval_dim) for layer in text_emb_layers)
-        self.ret_input = nn.Parameter(initial_row(table, self.vocabulary.ret_id))  # (E,)
-        self.tied = output is table
+        self.kept, self.tied = kept_rows(language_model, self.vocabulary), output is table
+        self.caption_map = linear(vision_width, visual_tokens * table.shape[1])  # W_c
+        self.image_map = linear(vision_width, retrieval_dim)  # W_i
+        self.text_maps = nn.ModuleList(linear(layer_width(language_model, layer), retrieval_dim) for layer in text_emb_layers)
+        self.ret_input = nn.Parameter(initial_row(table, self.vocabulary.ret_id), requires_grad=ret == "trained")  # (E,)
         if not self.tied:
-            self.ret_output = nn.Parameter(initial_row(output, self.vocabulary.ret_id))  # (D,)
+            self.ret_output = nn.Parameter(initial_row(output, self.vocabulary.ret_id), requires_grad=ret == "trained")  # (D,)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.mean_norms = [weight[:self.kept].float().norm(dim=1).mean().item() for weight in (table, output)]
+        self.language_fingerprint, self.mean_norms = fingerprint_language_model(language_model), measure_norms(self)
+        tune(language_model, tuning, lora_rank)
 
     @property
     def input_table(self) -> Tensor:
@@ -162,14 +182,14 @@ class Fromage(nn.Module):
         return self.logit_scale.device
 
     def train(self, mode: bool = True) -> "Fromage":
-        """As in torch, but the frozen model never leaves evaluation mode (no dropout)."""
+        """As in torch, but the language model never leaves evaluation mode (no dropout)."""
         super().train(mode)
         self.language_model.eval()
         return self
 
 # %% ../nbs/22_model.ipynb #10b3327e
 def embed_tokens(model: Fromage, ids: Tensor) -> Tensor:
-    """Input embeddings (..., E) of ids (...), `[RET]`'s row included; gradients flow to that row alone."""
+    """Input embeddings (..., E) of ids (...), `[RET]`'s row included; gradients flow to that row, and to a table that trains."""
     is_ret = ids == model.vocabulary.ret_id
     table = model.input_table
     rows = table[ids.masked_fill(is_ret, 0).clamp_max(model.kept - 1)]
@@ -243,15 +263,16 @@ def trained_parameters(model: Fromage) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def rescale_ret(model: Fromage) -> None:
-    """Set the norm of each `[RET]` row to the mean norm of the frozen rows kept."""
+    """Set the norm of each `[RET]` row that trains to the mean norm of the other rows kept."""
     rows = [model.ret_input] + ([] if model.tied else [model.ret_output])
-    for row, norm in zip(rows, model.mean_norms):
-        row.mul_(norm / row.norm())
+    for row, norm in zip(rows, measure_norms(model) if model.input_table.requires_grad else model.mean_norms):
+        if row.requires_grad:
+            row.mul_(norm / row.norm())
 
 
 def parameter_table(model: Fromage) -> list[dict]:
     """One row a parameter group: name, shape, number of values, trained or frozen."""
     rows = [{"part": name, "shape": list(value.shape), "values": value.numel(), "state": "trained"}
             for name, value in trained_parameters(model).items()]
-    frozen = sum(value.numel() for value in model.language_model.parameters())
+    frozen = sum(value.numel() for value in model.language_model.parameters() if not value.requires_grad)
     return rows + [{"part": "language model", "shape": None, "values": frozen, "state": "frozen"}]

@@ -36,10 +36,10 @@ def embed_queries(model: Fromage, prompts: Sequence[Prompt], batch_size: int = 6
 
 
 def check_queries(model: Fromage, prompts: Sequence[Prompt]) -> None:
-    """ValueError unless there are prompts and each ends in `[RET]`."""
+    """ValueError unless there are prompts and each ends in `[RET]`, where the model has it."""
     if not prompts:
         raise ValueError("no prompts: allowed is at least one")
-    for prompt in prompts:
+    for prompt in prompts if model.vocabulary.has_ret else ():
         if prompt.ids[-1] != model.vocabulary.ret_id:
             raise ValueError(f"a query must end in {RET}; this one ends in {model.vocabulary.decode(prompt.ids[-5:])!r}")
 

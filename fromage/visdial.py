@@ -69,12 +69,12 @@ def question_text(dialogue: Dialogue, at: int) -> str:
     past = "".join(f"Q: {each.question}?\nA: {each.answer}\n" for each in dialogue.rounds[:at])
     return f"{past}Q: {dialogue.rounds[at].question}?\nA: "
 
-
+# %% ../nbs/51_visdial.ipynb #6143e9d7
 class AnswerScorer:
-    """Scores all candidates of a dialogue in every form; both ways of preparing the image keep a context of their own."""
+    """Scores all candidates of a dialogue in some forms; each way of preparing the image keeps a context of its own."""
 
-    def __init__(self, model: Fromage, tokens_per_pass: int = 1024):
-        self.model, self.tokens_per_pass, self.known = model, tokens_per_pass, {}
+    def __init__(self, model: Fromage, tokens_per_pass: int = 1024, forms: Sequence[str] = FORMS):
+        self.model, self.tokens_per_pass, self.forms, self.known = model, tokens_per_pass, forms, {}
         self.contexts = [Context(model), Context(model)]
 
     def encode(self, text: str, form: str) -> list[int]:
@@ -87,20 +87,22 @@ class AnswerScorer:
         return self.known[text, form]
 
     def score_round(self, text: str, options: Sequence[str], images: Tensor) -> np.ndarray:
-        """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped."""
+        """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped, or (1, V): either."""
         ids, bare = (self.model.vocabulary.encode(part) for part in (text, text.removesuffix(" ")))
         shared = next((place for place, (a, b) in enumerate(zip(ids, bare)) if a != b), min(len(ids), len(bare)))
-        tails = {form: (bare if form == "blank_in_answer" else ids)[shared:] for form in FORMS}
-        sums = np.full((len(FORMS), len(PARTS), len(options)), np.nan, np.float32)
-        sums[:, -1] = [[len(self.encode(option, form)) for option in options] for form in FORMS]
+        tails = {form: (bare if form == "blank_in_answer" else ids)[shared:] for form in self.forms}
+        sums = np.full((len(self.forms), 2 * len(images) + 1, len(options)), np.nan, np.float32)
+        sums[:, -1] = [[len(self.encode(option, form)) for option in options] for form in self.forms]
         for part, (context, image) in enumerate(zip(self.contexts, images)):
-            forms = FORMS[:len(FORMS) - (part == 0)]  # no protocol squashes and has the blank in the answer
+            last = part == len(images) - 1  # no protocol squashes and has the blank in the answer
+            forms = [form for form in self.forms if last or form != "blank_in_answer"]
             begin = build_prompt(self.model, [image])
             context.read(Prompt(begin.ids + ids[:shared], begin.features))
             sequences = [tails[form] + self.encode(option, form) for form in forms for option in options]
             skips = [len(tails[form]) for form in forms for _ in options]
             found = sum_log_probabilities(context, sequences, skips, (1, 0), self.tokens_per_pass)
-            sums[:len(forms), 2 * part:2 * part + 2] = found.view(2, len(forms), len(options)).transpose(0, 1).numpy()
+            rows = [self.forms.index(form) for form in forms]
+            sums[rows, 2 * part:2 * part + 2] = found.view(2, len(forms), len(options)).transpose(0, 1).numpy()
         return sums
 
     def score_dialogue(self, dialogue: Dialogue, images: Tensor) -> np.ndarray:
