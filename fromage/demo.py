@@ -4,24 +4,21 @@
 
 # %% auto #0
 __all__ = ['guard', 'later', 'send', 'stop', 'start', 'finish', 'fail', 'change', 'begin_editing', 'try_again', 'receive',
-           'receive_dialogue', 'save', 'play', 'play_line', 'connect', 'open_demo', 'check_port', 'serve', 'main']
+           'receive_dialogue', 'save', 'play', 'play_line', 'connect', 'open_demo']
 
 # %% ../nbs/74_demo.ipynb #4eb29411
-import argparse
 import asyncio
 import base64
 import random
-import socket
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .config import resolve_path
 from .conversation import Conversation
 from .dialogue import Dialogue, Step, ask, edit_last, export_json, import_json, regenerate, reset, transcript, undo
 from .page import EXAMPLES, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
 from .pictures import DialogueError, Picture, read_picture
+from .serving import serve_run
 from .widgets import answer_html, question_html
 
 # %% ../nbs/74_demo.ipynb #6d655084
@@ -209,41 +206,6 @@ def open_demo(conversation: Conversation, seed: int = 0, threaded: bool = True) 
     connect(page)
     return page
 
-# %% ../nbs/74_demo.ipynb #b5ac7727
-def check_port(port: int) -> None:
-    """ValueError unless a server can listen on this port of the machine itself."""
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port = {port}: allowed is 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as problem:
-            reason = f"cannot be used ({problem.strerror or problem})"
-            raise ValueError(f"port {port} {reason}; choose another one, for example: make demo PORT={port + 1}") from None
-
-
-def serve(port: int) -> None:
-    """Serves `chat` on the loopback address until interrupted: only the page itself, uploads of up to 100 MB."""
-    from voila.app import Voila  # not needed in the kernels that it starts
-    options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--Voila.port_retries=0",
-               "--VoilaExporter.exclude_markdown=True", "--MappingKernelManager.cull_idle_timeout=7200"]
-    limits = {"websocket_max_message_size": 100 * 2**20}
-    Voila.launch_instance([str(resolve_path("nbs/chat.ipynb")), *options], tornado_settings=limits)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: `python -m fromage.demo [--port 8866]`."""
-    parser = argparse.ArgumentParser(prog="python -m fromage.demo", description="Serve the dialogue as a page on this machine.")
-    parser.add_argument("--port", type=int, default=8866, help="of 127.0.0.1")
-    port = parser.parse_args(arguments).port
-    try:
-        check_port(port)
-    except ValueError as problem:
-        sys.exit(str(problem))
-    print(f"http://127.0.0.1:{port} (a page takes some seconds to come; Ctrl-C ends the server)", flush=True)
-    serve(port)
-
 # %% ../nbs/74_demo.ipynb #ed091c89
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.demo`, not this notebook
-    main()
+    serve_run("chat", "demo", 8866)

@@ -53,14 +53,15 @@ def told_hero(before: Sequence[str]) -> str:
     found = MENTION.search(" ".join(before).lower())
     return found[3] if found else ""
 
-
+# %% ../nbs/63_relevance.ipynb #a0d3dda2
 def claims(text: str, scene: Scene, hero: str) -> list[bool | None]:
     """Each fact of a lower-case sentence: True, False, or None where it is of a thing not in the scene."""
     found: list[bool | None] = []
     named = list(MENTION.finditer(text))
     for mention in named:
         thing = find_thing(scene, mention[3])
-        own = [] if thing is None else [told == true for told, true in ((mention[1], thing.size), (mention[2], thing.colour)) if told]
+        own = [] if thing is None else [told == true for told, true in ((mention[1], thing.size), (mention[2], thing.colour))
+                                        if told]
         found += [None] if thing is None else [True, *own]
     single = {"alone"} if len(scene.things) == 1 else set()
     found += [word in {scene.ground, scene.style} | single for word in WORDS.findall(text)]
@@ -112,7 +113,8 @@ SHARES = ("right (% of facts)", "wrong (%)", "not visible (%)")
 def read_scenes(path: str | Path) -> dict[str, Scene]:
     """Image id -> scene, of a miniature world's truth file; ValueError where it is none."""
     try:
-        return {name: scene_from_truth(truth) for name, truth in json.loads(resolve_path(path).read_text(encoding="utf-8")).items()}
+        truths = json.loads(resolve_path(path).read_text(encoding="utf-8"))
+        return {name: scene_from_truth(truth) for name, truth in truths.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no table of scenes ({error}); allowed is the miniature world's truth.json") from None
 
@@ -127,7 +129,8 @@ def story_values(tellings: Sequence[Telling], scenes: Mapping[str, Scene]) -> di
     return values | {"right facts a sentence": counts[:, 0] / wrote}
 
 
-def relevance_rows(tellings: Sequence[Telling], scenes: Mapping[str, Scene], seed: int = 0) -> dict[str, dict[str, Estimate | None]]:
+def relevance_rows(tellings: Sequence[Telling], scenes: Mapping[str, Scene], seed: int = 0) -> dict[str,
+                                                                                                    dict[str, Estimate | None]]:
     """System -> measure -> mean over its stories with interval; None where no story has a value."""
     rows = {}
     for system in dict.fromkeys(each.system for each in tellings):
@@ -139,7 +142,7 @@ def relevance_rows(tellings: Sequence[Telling], scenes: Mapping[str, Scene], see
 
 def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene], pairs: Sequence[tuple[str, str]],
                     measure: str = SHARES[0], seed: int = 0) -> dict[str, dict[str, Estimate | float]]:
-    """`a minus b` -> paired difference of a measure over the stories that both told, p-value, and that after Holm's correction."""
+    """`a minus b` -> paired difference of a measure over stories that both told, p-value, and that after Holm's correction."""
     by_system = {name: {each.story: each for each in tellings if each.system == name} for pair in pairs for name in pair}
     stories = [name for name in next(iter(by_system.values()), {}) if all(name in told for told in by_system.values())]
     if not stories:
@@ -152,4 +155,5 @@ def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene], pa
 def relevance_lines(rows: Mapping[str, Mapping[str, Estimate | None]]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table."""
     measures = list(next(iter(rows.values()), {}))
-    return ["programmatic relevance", *measures], [[name, *(format_value(row[each]) for each in measures)] for name, row in rows.items()]
+    return ["programmatic relevance", *measures], [[name, *(format_value(row[each]) for each in measures)] for name,
+                                                   row in rows.items()]

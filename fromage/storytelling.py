@@ -50,7 +50,7 @@ def story_pieces(condition: Condition, told: Sequence[str], images: Sequence[Pie
 # %% ../nbs/52_storytelling.ipynb #c030eb5a
 @dataclass(frozen=True)
 class Telling:
-    """One story by one system: what was given, what was said, and how. `wrote` of the `sentences`, the last ones, are its own."""
+    """One story by one system: what was given, said, and how. The last `wrote` of the `sentences` are its own."""
     story: str
     album: str
     system: str
@@ -85,7 +85,8 @@ def first_sentence(text: str) -> str:
     return text[:min(ends) + 1] if ends else text
 
 
-def write_sentences(model: Fromage, prompts: Sequence[Sequence[Piece]], decoding: Decoding, batch_size: int = 64) -> list[tuple[str, Reply]]:
+def write_sentences(model: Fromage, prompts: Sequence[Sequence[Piece]], decoding: Decoding,
+                    batch_size: int = 64) -> list[tuple[str, Reply]]:
     """The prompt of each row, token by token, and the reply to it; row r draws with the decoding's seed plus r."""
     found = []
     for start in range(0, len(prompts), batch_size):
@@ -128,7 +129,8 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
             ended[row].append(reply.ended)
     system = f"{teller.name}, {condition}, {decoding}"
     return [Telling(story.id, story.album, system, teller.name, teller.checkpoint, condition, asdict(settings) | {"row": row},
-                    story.images, story.captions, tuple(told[row]), STORY_LENGTH - rules.given, tuple(given[row]), tuple(prompts[row]),
+                    story.images, story.captions, tuple(told[row]), STORY_LENGTH - rules.given, tuple(given[row]),
+                    tuple(prompts[row]),
                     tuple(raw[row]), tuple(ended[row])) for row, story in enumerate(stories.stories)]
 
 # %% ../nbs/52_storytelling.ipynb #0602cb23
@@ -151,6 +153,7 @@ def load_tellings(path: str | Path) -> list[Telling]:
             if set(values) != names:
                 raise ValueError(f"fields {', '.join(sorted(set(values) ^ names))} are missing or unknown")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no telling of a story, {error}; allowed is what tell_stories writes") from None
+            raise ValueError(f"{path}, line {number}: no telling of a story, {error}; "
+                             "allowed is what tell_stories writes") from None
         found.append(Telling(**{name: as_tuples(value) for name, value in values.items()}))
     return found

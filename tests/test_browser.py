@@ -1,64 +1,18 @@
 """The demo in a real browser: Voilà's page as `make demo` serves it, and the same notebook in JupyterLab."""
 
 import io
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import browsing
 import pytest
+from browsing import PATIENCE, SCREENSHOTS, free_port, serve, sync_api
 from house_rules import ROOT
 from PIL import Image
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install -y chromium")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync"]
-SCREENSHOTS = Path(__file__).parent / "screenshots"
-PATIENCE = 120_000  # milliseconds: a kernel starts and loads both networks, perhaps beside other tests
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_open(port: int, process: subprocess.Popen, log: Path) -> None:
-    """Returns when the server listens."""
-    for _ in range(1200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, log.read_text()[-3000:]
-        time.sleep(0.1)
-    raise TimeoutError(log.read_text()[-3000:])
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of the servers: this Python's kernel, this repository, settings of nobody."""
-    home = tmp_path_factory.mktemp("jupyter")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
-    return os.environ | folders | {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def serve(command: list[str], port: int, log: Path, environment: dict[str, str], folder: Path = ROOT):
-    """Runs a server until the generator is closed; yields its address."""
-    with open(log, "w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        wait_until_open(port, process, log)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(30)
+pytestmark = browsing.NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +21,6 @@ def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     port = free_port()
     log = tmp_path_factory.mktemp("voila") / "log.txt"
     yield from serve([sys.executable, "-m", "fromage.demo", "--port", str(port)], port, log, environment)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium."""
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, headless=True)
-        yield opened
-        opened.close()
 
 
 class Visit:
