@@ -2,6 +2,7 @@
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/tell_stories-mini/study PORT=8867
+# make picture   take the picture of the page in the README anew (needs Chromium)
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -41,6 +42,7 @@ $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched
 $(eval $(call report,tell_stories-mini,-p preset mini -p limit 100 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
+$(eval $(call report,show_examples-mini,))
 
 .PHONY: help
 help:
@@ -63,6 +65,12 @@ demo: environment
 	@python -m fromage.demo --port $(or $(PORT),8866)
 rate: environment
 	@python -m fromage.rating_page --port $(or $(PORT),8867) --study "$(STUDY)"
+
+# The test that looks at the page keeps a picture.
+.PHONY: picture
+picture: environment
+	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
+	cp tests/screenshots/readme.png reports/demo.png
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

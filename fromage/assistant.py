@@ -16,7 +16,7 @@ from torch import Tensor
 from .backbones import VisionTower
 from .checkpoint import load_checkpoint, load_model, load_tower
 from .config import resolve_path
-from .features import extract_features
+from .features import FeatureStore, extract_features
 from .generation import generate_ids, stop_ids
 from .model import RET, Fromage
 from .prompts import Piece, build_prompt
@@ -40,11 +40,15 @@ class Assistant:
         ids = generate_ids(self.model, [prompt], max_new_tokens, stop_ids(self.model))[0]
         return self.model.vocabulary.decode(ids).strip()
 
-    def index(self, images: str | Path, store: str | Path | None = None) -> ImageIndex:
-        """The index of all images below a folder; ids are paths relative to it. `store` keeps the features."""
+    def features(self, images: str | Path, store: str | Path | None = None) -> FeatureStore:
+        """The features of all images below a folder, kept in `store`; ids are paths relative to the folder."""
         source = ImageFolder(resolve_path(images))
         name = f"{source.key[:12]}-{self.tower.fingerprint[:12]}"
-        found = extract_features(self.tower, source, store or f"data/runs/indexes/{name}")
+        return extract_features(self.tower, source, store or f"data/runs/indexes/{name}")
+
+    def index(self, images: str | Path, store: str | Path | None = None) -> ImageIndex:
+        """The index of all images below a folder, made of their `features`."""
+        found = self.features(images, store)
         return build_index(self.model, found.ids, found.features)
 
     def find(self, pieces: Sequence[Piece], index: ImageIndex, k: int = 5) -> list[tuple[str, float]]:

@@ -163,6 +163,14 @@ class VisionTower:
         cut = (longer[1:, length] != longer[0, length]).sum().item()  # an empty text ends in padding
         return self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True), cut
 
+    def show_text(self, text: str) -> str:
+        """The tokens that the text side reads of a text, in brackets; what it cuts is not among them."""
+        ids, empty = self.tokenizer([text, ""]).tolist()
+        while ids and ids[-1] == empty[-1]:  # padding
+            ids.pop()
+        decode = getattr(self.tokenizer, "decode", None) or self.tokenizer.tokenizer.decode
+        return "".join(f"⟨{decode([token])}⟩" for token in ids)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The text tower's tokenizer, loaded when a text is first encoded."""

@@ -11,6 +11,7 @@ __all__ = ['ROOT', 'FORMS', 'PAPER', 'SMALL', 'MINI', 'PRESETS', 'IPYTHON_NAMES'
 # %% ../nbs/00_config.ipynb #29e074d1
 import difflib
 import os
+import typing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
@@ -255,7 +256,8 @@ IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespace:
     """The declared parameters, checked; `.config` from `preset` and fields. `limits`: name -> dict of low, high, choices."""
-    declared = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if not name.startswith("_")}
+    written = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if not name.startswith("_")}
+    declared = get_type_hints(SimpleNamespace(__annotations__=written), vars(typing))  # "Optional[int]" may be quoted
     for name, value in namespace.items():
         literal = isinstance(value, (str, int, float, bool, list, tuple, dict, NoneType))
         if literal and name not in declared and not name.startswith("_") and name not in IPYTHON_NAMES:

@@ -143,6 +143,8 @@ def read_dialogues(path: str | Path, dense: str | Path | None = None) -> Dialogu
             found[dialogue.image_id] = dialogue
         except BadExample as problem:
             problems.add(str(problem), f"dialogue {place}")
+    if not found:
+        raise ValueError(f"{paths[0]}: none of its {len(entries)} dialogues can be used ({problems.counts or 'it is empty'})")
     if annotations and not isinstance(annotations[0], list):
         raise ValueError(f"{paths[1]}: not VisDial's dense annotations, which are a list")
     relevance = read_dense(annotations[0] if annotations else [], set(found), dense_problems)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BOS', 'NAMES', 'CONTENT', 'Document', 'STAGES', 'mark', 'keys', 'tags', 'start', 'answered', 'answerable',
            'pairs_document', 'sentence_document', 'summary_document', 'question_document', 'dialogue_document',
-           'seen_dialogue_document', 'story_document', 'naming_document', 'change_document', 'write_document', 'plain']
+           'seen_dialogue_document', 'story_document', 'name_things', 'drill_document', 'naming_document',
+           'change_document', 'write_document', 'plain']
 
 # %% ../nbs/13_documents.ipynb #f6865ca6
 import random
@@ -169,24 +170,39 @@ def story_document(rng: random.Random) -> str:
     return text + tags(rng, known, 9)
 
 # %% ../nbs/13_documents.ipynb #17b188ab
-def naming_document(rng: random.Random) -> str:
-    """New words for two or three kinds, learned from examples in this very text."""
-    names = rng.sample(NAMES, rng.choice((2, 2, 3)))
-    kinds = rng.sample(KINDS, len(names))
-    text, shown = "", set()
-    order = [*range(len(names)), *rng.choices(range(len(names)), k=rng.randint(1, 4))]
+def name_things(rng: random.Random, count: int, more: int, show: Callable[[str], str], opening: str = "") -> str:
+    """New words for `count` kinds, each shown once and `more` times again; a word that stood there before is decided."""
+    names, kinds, text, shown = rng.sample(NAMES, count), rng.sample(KINDS, count), "", set()
+    order = [*range(count), *rng.choices(range(count), k=more)]
     rng.shuffle(order)
-    said, opening = rng.random() < 0.3, rng.choice(("", "", "this is a "))
     for index in order:
-        while kinds[index] not in (scene := sample_scene(rng, "train", 1)).things[0].kind:
-            pass
         name = f"{{{names[index]}}}" if index in shown else names[index]
         shown.add(index)
-        show = BOS + caption(rng, scene).text if said else keys(rng, scene)
-        text += show + f"{BOS}{opening}{name}."
+        text += show(kinds[index]) + f"{BOS}{opening}{name}."
     return text + BOS
 
 
+def drill_document(rng: random.Random) -> str:
+    """New words for bare kinds, again and again: nothing but finding what followed the like of this before."""
+    return name_things(rng, rng.choice((2, 3)), rng.randint(8, 16), lambda kind: f"[ {kind}]")
+
+
+def naming_document(rng: random.Random) -> str:
+    """New words for two or three kinds, learned from examples in this very text: bare, coloured, in whole scenes or told."""
+    how = rng.choices(("bare", "coloured", "keys", "told"), (0.15, 0.2, 0.45, 0.2))[0]
+
+    def show(kind: str) -> str:
+        if how in ("bare", "coloured"):
+            words = [kind, *rng.sample(tuple(COLOURS), how == "coloured")]
+            return f"[ {' '.join(rng.sample(words, len(words)))}]"
+        while (scene := sample_scene(rng, "train", 1)).things[0].kind != kind or how == "told" and kind not in (
+                text := caption(rng, scene).text):
+            pass
+        return BOS + text if how == "told" else keys(rng, scene)
+
+    return name_things(rng, rng.choice((2, 2, 3)), rng.randint(1, 8), show, rng.choice(("", "", "this is a ")))
+
+# %% ../nbs/13_documents.ipynb #92fb7e10
 def change_document(rng: random.Random) -> str:
     """Key words or a caption, an instruction that changes one fact, and hashtags of the changed scene."""
     scene = sample_scene(rng, "train", rng.choice((1, 1, 2)))
@@ -214,11 +230,13 @@ def change_document(rng: random.Random) -> str:
 # %% ../nbs/13_documents.ipynb #83a4e781
 Document = Callable[[random.Random], str]
 STAGES: dict[str, dict[Document, float]] = {
+    "drill": {drill_document: 1.0},
     "pairs": {pairs_document: 1.0},
-    "short": {sentence_document: 0.3, summary_document: 0.15, question_document: 0.45, pairs_document: 0.1},
-    "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.2, dialogue_document: 0.15,
-              seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.05, change_document: 0.06,
-              pairs_document: 0.04},
+    "short": {sentence_document: 0.28, summary_document: 0.14, question_document: 0.4, pairs_document: 0.08,
+              naming_document: 0.07, drill_document: 0.03},
+    "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.18, dialogue_document: 0.15,
+              seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.08, change_document: 0.06,
+              pairs_document: 0.03},
     "names": {sentence_document: 0.14, summary_document: 0.07, question_document: 0.12, dialogue_document: 0.14,
               seen_dialogue_document: 0.04, story_document: 0.18, naming_document: 0.25, change_document: 0.04,
               pairs_document: 0.02},

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from ipywidgets import Box, Button, FileUpload, Text, VBox
 
 from .conversation import Conversation
-from .dialogue import PLAIN, QUESTIONS, Dialogue, Exchange, Step
+from .dialogue import PLAIN, QUESTIONS, Dialogue, Step
 from .pictures import Picture, text_html
 from .prompts import Prompt, show_prompt
 from .serving import note, status_html
-from .widgets import (STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot, question_html,
-                             section)
+from .widgets import STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot, section
 
 # %% ../nbs/73_page.ipynb #649b0f60
 @dataclass(frozen=True)
@@ -71,12 +70,14 @@ class Page:
         self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
         self.log = VBox([self.messages])
         self.log.add_class("fromage-log")
-        self.live, self.status, self.plot, self.prompt = note(), note(), note(probability_plot([])), note()
+        self.asked, self.growing = note(), note()  # a question and its answer while that is being written
+        self.live = VBox([self.asked, self.growing], layout={"overflow": "visible"})
+        self.status, self.plot, self.prompt = note(status_html("Ready.")), note(probability_plot([])), note()
         self.message = Text(description="Message", placeholder="Type here; Enter sends",
                             layout={"flex": "1 1 280px", "width": "auto"}, style={"description_width": "64px"})
-        self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image",
+        self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image", layout={"width": "auto"},
                                  tooltip="Attach images to the next turn")
-        self.load = FileUpload(accept=".json", description="Load dialogue",
+        self.load = FileUpload(accept=".json", description="Load dialogue", layout={"width": "auto"},
                                tooltip="Go on with a dialogue that was saved as JSON")
         self.attachments, self.picks, self.saved = Box(layout={"flex_flow": "row wrap"}), VBox(), note()
         self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"})
@@ -98,16 +99,18 @@ def arrange_page(page: Page) -> VBox:
     buttons = page.buttons
     inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload], layout=row)
     actions = Box([buttons[name] for name in ("undo", "again", "edit", "reset")], layout=row)
-    left = VBox([note("<h2>Try an example</h2>"), Box(page.examples, layout=row), page.log, page.status, page.attachments, inputs,
-                 actions], layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
+    title = note("<h2>Try an example, in a new dialogue</h2>")
+    left = VBox([title, Box(page.examples, layout=row), page.log, page.status, page.attachments, inputs, actions],
+                layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
     saving = VBox([Box([buttons["save"], page.load], layout=row), page.saved])
     parts = {"Images to start from": page.picks, "Settings": page.controls.view, "When an image comes": page.plot,
              "The exact prompt": page.prompt, "Save and load": saving}
     right = VBox([section(title, part, number in (0, 2)) for number, (title, part) in enumerate(parts.items())],
-                 layout={"flex": "2 1 340px", "min_width": "0"})
-    count = len(page.conversation.gallery.index) if page.conversation.gallery else 0
-    head = note(f'{STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, text and images out, '
-                f"found among {count:,}. A click on an image puts it into the next turn.</p>")
+                 layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
+    gallery = page.conversation.gallery
+    found = f"text and images out, found among {len(gallery.index):,}" if gallery else "text out; there is no image index"
+    head = note(f'{STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, {found}. '
+                "A click on an image puts it into the next turn.</p>")
     whole = VBox([head, Box([left, right], layout={"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"})])
     whole.add_class("fromage")
     return whole
@@ -183,7 +186,6 @@ def choose_pictures(page: Page) -> None:
     page.picks.children = [row, page.buttons["others"]]
 
 
-def show_growing(page: Page, question: Exchange, pieces: list[str | Picture], steps: list[Step]) -> None:
+def show_growing(page: Page, pieces: list[str | Picture], steps: list[Step]) -> None:
     """Shows an answer while it grows."""
-    page.live.value = question_html(question) + answer_html(pieces, growing=True)
-    page.plot.value = probability_plot(steps)
+    page.growing.value, page.plot.value = answer_html(pieces, growing=True), probability_plot(steps)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAD', 'MARKS', 'FREE_WEIGHT', 'HEAD', 'STARTS', 'train_tokenizer', 'Encoded', 'Encoder', 'Batch', 'collate',
-           'batches', 'embed', 'text_loss', 'look_back', 'new_language_model', 'ReadingLog', 'stage_of',
-           'pretrain_language_model', 'save_language_model']
+           'batches', 'embed', 'text_loss', 'head_rows', 'orthonormal', 'attend_back', 'look_back', 'look_behind',
+           'new_language_model', 'ReadingLog', 'stage_of', 'pretrain_language_model', 'save_language_model']
 
 # %% ../nbs/14_reading.ipynb #fb2d956c
 import random
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -108,8 +109,8 @@ def collate(texts: list[Encoded], pad: int) -> Batch:
     length = max(len(text.ids) for text in texts)
     ids = torch.tensor([text.ids + [pad] * (length - len(text.ids)) for text in texts])
     weights = torch.tensor([text.weights + [0.0] * (length - len(text.ids)) for text in texts])
-    folded = torch.tensor([(row, at) for row, text in enumerate(texts) for at in text.folded]).reshape(-1, 2)
-    where = torch.tensor([(row, at) for row, text in enumerate(texts) for at, _ in text.added]).reshape(-1, 2)
+    folded = torch.tensor([(row, at) for row, text in enumerate(texts) for at in text.folded], dtype=torch.long).reshape(-1, 2)
+    where = torch.tensor([(row, at) for row, text in enumerate(texts) for at, _ in text.added], dtype=torch.long).reshape(-1, 2)
     added = torch.tensor([token for text in texts for _, token in text.added], dtype=torch.long)
     return Batch(ids, weights, folded, where, added)
 
@@ -164,32 +165,59 @@ def text_loss(model: LlamaForCausalLM, batch: Batch, noise: float = 0.1) -> tupl
 HEAD = 32  # width of an attention head
 
 
+def head_rows(head: int) -> slice:
+    """The rows of a projection that belong to a head."""
+    return slice(head * HEAD, (head + 1) * HEAD)
+
+
+def orthonormal(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """Random orthonormal columns (rows, columns)."""
+    return torch.linalg.qr(torch.randn(rows, columns, generator=generator))[0]
+
+
+@torch.no_grad()
+def attend_back(attention: nn.Module, head: int, distance: int, read: torch.Tensor, found: torch.Tensor) -> None:
+    """Make a head attend `distance` tokens back and write what it reads there (HEAD, D) into the directions `found` (D, HEAD)."""
+    rows, half = head_rows(head), HEAD // 2
+    turn = distance * 10000.0 ** (-torch.arange(half) / half)
+    strength = torch.where(torch.arange(half) < 6, 6.0, 0.0)  # the fast frequencies tell neighbours apart
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight[rows] *= 0.2
+    attention.k_proj.bias[rows] = torch.cat([strength, 0 * strength])
+    attention.q_proj.bias[rows] = torch.cat([strength * turn.cos(), -strength * turn.sin()])
+    attention.v_proj.weight[rows], attention.o_proj.weight[:, rows] = 0.5 * read, 0.5 * found
+
+
 @torch.no_grad()
 def look_back(model: LlamaForCausalLM, distances: tuple[int, ...], generator: torch.Generator) -> None:
-    """Make the first layer's heads attend `distances` tokens back, and the second layer's compare what those found."""
+    """Heads of the first layer attend `distances` tokens back; those of the second look for tokens like the ones found."""
     first, second = (model.model.layers[index].self_attn for index in (0, 1))
-    width, half = model.config.hidden_size, HEAD // 2
-    frequencies = 10000.0 ** (-torch.arange(half) / half)
-    strength = torch.where(torch.arange(half) < 6, 6.0, 0.0)  # the fast frequencies tell neighbours apart
-    found = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]  # directions to write into
+    width = model.config.hidden_size
+    found = orthonormal(width, width, generator)  # directions to write into
     for head, distance in enumerate(distances):
-        rows = slice(head * HEAD, (head + 1) * HEAD)
-        for projection in (first.q_proj, first.k_proj):
-            projection.weight[rows] *= 0.2
-        turn = distance * frequencies
-        first.k_proj.bias[rows] = torch.cat([strength, 0 * strength])
-        first.q_proj.bias[rows] = torch.cat([strength * turn.cos(), -strength * turn.sin()])
-        read = torch.linalg.qr(torch.randn(width, HEAD, generator=generator))[0].T  # (HEAD, D)
-        first.v_proj.weight[rows], first.o_proj.weight[:, rows] = 0.5 * read, 0.5 * found[:, rows]
+        rows, read = head_rows(head), orthonormal(width, HEAD, generator).T  # (HEAD, D)
+        attend_back(first, head, distance, read, found[:, rows])
         second.q_proj.weight[rows], second.k_proj.weight[rows] = 1.4 * found[:, rows].T, 1.4 * read
+
+
+# %% ../nbs/14_reading.ipynb #b7e20c5a
+@torch.no_grad()
+def look_behind(model: LlamaForCausalLM, heads: tuple[int, int], generator: torch.Generator) -> None:
+    """Two more heads look one and two tokens back with the same eyes; in the second layer both match the one with the other."""
+    first, second = (model.model.layers[index].self_attn for index in (0, 1))
+    width = model.config.hidden_size
+    read, found = orthonormal(width, HEAD, generator).T, orthonormal(width, 2 * HEAD, generator).split(HEAD, 1)
+    for head, distance, directions in zip(heads, (1, 2), found, strict=True):
+        attend_back(first, head, distance, read, directions)
+        second.q_proj.weight[head_rows(head)], second.k_proj.weight[head_rows(head)] = 2 * found[0].T, 2 * found[1].T
 
 
 def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 4, width: int = 192) -> LlamaForCausalLM:
     """A small Llama with tied embeddings and biases in its attention, which starts by looking back."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, heads = torch.Generator().manual_seed(seed), width // HEAD
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 8 // 3 // 32 * 32, num_hidden_layers=layers,
-        num_attention_heads=width // HEAD, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
+        num_attention_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=0, pad_token_id=1, attention_bias=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
     for name, value in model.named_parameters():
@@ -197,7 +225,9 @@ def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: in
             scale = (2 * layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             value.data = torch.randn(value.shape, generator=generator) * (0.1 if "embed" in name else 0.05 * scale)
     if layers > 1:
-        look_back(model, (1, 2, 3, 4)[:width // HEAD], generator)
+        look_back(model, (1, 2, 3, 4)[:heads], generator)
+    if layers > 1 and heads >= 6:
+        look_behind(model, (4, 5), generator)
     return model
 
 # %% ../nbs/14_reading.ipynb #7d4e5485
@@ -212,7 +242,7 @@ class ReadingLog:
     tokens: int = 0
 
 
-STARTS = {"pairs": 0.0, "short": 0.06, "mixed": 0.25}  # share of the steps at which a stage of texts begins
+STARTS = {"drill": 0.0, "pairs": 0.035, "short": 0.1, "mixed": 0.28}  # share of the steps at which a stage of texts begins
 
 
 def stage_of(share: float, starts: dict[str, float] = STARTS) -> str:

@@ -50,10 +50,12 @@ def comparison_line(name: str, comparison: Comparison) -> str:
     return f"{name}: {comparison} ({comparison.difference.n_used} dialogues)"
 
 # %% ../nbs/61_visdial_tables.ipynb #6c9eeadf
-def worked_rounds(dialogue: Dialogue, scores: np.ndarray) -> str:
-    """Markdown: each question, the true answer, the best candidate and the true one's rank, by scores (rounds, N)."""
+def worked_rounds(dialogue: Dialogue, scores: Mapping[str, np.ndarray]) -> str:
+    """Markdown: each question and true answer; by each name's scores (rounds, N) the best candidate and the true one's rank."""
     rows = []
-    for each, values in zip(dialogue.rounds, scores):
-        rank = int((values >= values[each.right]).sum())
-        rows.append([each.question, each.answer, each.options[int(values.argmax())], str(rank)])
-    return markdown_table(["question", "true answer", "best candidate", "rank of the true one"], rows)
+    for at, each in enumerate(dialogue.rounds):
+        cells = []
+        for values in (found[at] for found in scores.values()):
+            cells += [each.options[int(values.argmax())], str(int((values >= values[each.right]).sum()))]
+        rows.append([each.question, each.answer, *cells])
+    return markdown_table(["question", "true answer", *(f"{name}: {word}" for name in scores for word in ("best", "rank"))], rows)

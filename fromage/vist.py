@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'CONTEXTS', 'Protocol', 'Context', 'find_protocol', 'StorySet', 'choose_stories', 'load_stories',
            'context_prompt', 'number_images', 'embed_shared', 'embed_contexts', 'story_ranks', 'row_name', 'rank_all',
-           'rank_model', 'ProjectedTower', 'clip_queries', 'chance_recall', 'compare_rows', 'compare_records']
+           'rank_model', 'ProjectedTower', 'load_baselines', 'clip_queries', 'chance_recall', 'compare_rows',
+           'compare_records']
 
 # %% ../nbs/50_vist.ipynb #ff78d293
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import VisionTower
+from .backbones import VisionTower, load_vision_tower
 from .features import FeatureStore, describe_store, extract_features
 from .losses import split_passes
 from .metrics import compare_pairs, hits, ranks
@@ -204,6 +205,12 @@ class ProjectedTower:
         self.fingerprint = f"{tower.fingerprint} projected"
         self.encode = tower.encode_image_projected
         self.width = self.encode(torch.zeros(1, 3, *tower.image_size)).shape[-1]
+
+
+def load_baselines(names: Sequence[str], device: str = "cpu") -> dict[str, VisionTower]:
+    """Further open_clip models by name: `architecture:tag`, `hf-hub:repository`, a released name or a folder."""
+    parts = {name: [name] if name.startswith(("hf-hub:", "local-dir:")) else name.split(":", 1) for name in names}
+    return {name: load_vision_tower(*part, device=device) for name, part in parts.items()}
 
 
 def clip_queries(tower: VisionTower, stories: StorySet, batch_size: int = 64) -> tuple[dict[Context, Tensor], dict[str, int]]:

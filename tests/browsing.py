@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
            "--disable-component-update", "--disable-sync"]
 SCREENSHOTS = Path(__file__).parent / "screenshots"
-PATIENCE = 120_000  # milliseconds: a kernel starts and loads both networks, perhaps beside other tests
+PATIENCE = 300_000  # milliseconds: a kernel starts and loads both networks, perhaps beside other work
 
 
 def free_port() -> int:
@@ -26,17 +27,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_open(port: int, process: subprocess.Popen, log: Path) -> None:
-    """Returns when the server listens."""
-    for _ in range(1200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, log.read_text()[-3000:]
-        time.sleep(0.1)
-    raise TimeoutError(log.read_text()[-3000:])
-
-
 def server_environment(home: Path) -> dict[str, str]:
     """Of the servers: this Python's kernel, this repository, settings of nobody."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -44,13 +34,27 @@ def server_environment(home: Path) -> dict[str, str]:
     return os.environ | folders | {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def serve(command: list[str], port: int, log: Path, environment: dict[str, str], folder: Path = ROOT):
-    """Runs a server until the generator is closed; yields its address."""
-    with open(log, "w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    try:
-        wait_until_open(port, process, log)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(30)
+class Server:
+    """A server on a port of its own; it starts while others do."""
+
+    def __init__(self, module: str, options: list[str], folder: Path, environment: dict[str, str]):
+        self.port, self.log = free_port(), folder / f"{module}.txt"
+        command = [sys.executable, "-m", module, *(option.format(port=self.port, folder=folder) for option in options)]
+        with open(self.log, "w") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, once it does."""
+        for _ in range(1200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return f"http://127.0.0.1:{self.port}/"
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        """Ends it."""
+        self.process.terminate()
+        self.process.wait(30)

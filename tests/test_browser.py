@@ -1,14 +1,14 @@
 """The demo in a real browser: Voilà's page as `make demo` serves it, and the same notebook in JupyterLab."""
 
 import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import browsing
+import nbformat
 import pytest
-from browsing import PATIENCE, SCREENSHOTS, free_port, serve, sync_api
+from browsing import PATIENCE, SCREENSHOTS, Server, sync_api
 from house_rules import ROOT
 from PIL import Image
 
@@ -16,25 +16,41 @@ pytestmark = browsing.NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
-def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Where the demo is served."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("voila") / "log.txt"
-    yield from serve([sys.executable, "-m", "fromage.demo", "--port", str(port)], port, log, environment)
+def servers(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
+    """The demo, and JupyterLab with a copy of its notebook; both start at once."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    copy_of_chat(folder / "chat.ipynb")
+    lab = ["--no-browser", "--port={port}", "--ServerApp.port_retries=0", "--allow-root", "--IdentityProvider.token=",
+           "--ServerApp.root_dir={folder}"]
+    started = {"demo": Server("fromage.demo", ["--port", "{port}"], folder, environment),
+               "lab": Server("jupyterlab", lab, folder, environment)}
+    yield started
+    for server in started.values():
+        server.stop()
+
+
+def copy_of_chat(path: Path) -> None:
+    """The notebook with one more cell: a page that has no index of images."""
+    notebook = nbformat.read(ROOT / "nbs" / "chat.ipynb", nbformat.NO_CONVERT)
+    notebook.cells.append(nbformat.v4.new_code_cell("open_page(Conversation(assistant)).view"))
+    nbformat.write(notebook, path)
 
 
 class Visit:
-    """One person's page."""
+    """One person's page; it loads while others do."""
 
     def __init__(self, browser, address: str):
         self.context = browser.new_context(viewport={"width": 1280, "height": 980})
         self.page = self.context.new_page()
         self.page.set_default_timeout(30_000)
         self.page.route(lambda url: "127.0.0.1" not in url, lambda route: route.abort())
-        self.page.goto(address)
+        self.page.goto(address, wait_until="commit")
         self.log = self.page.locator(".fromage-log")
         self.status = self.page.locator(".fromage .status")
         self.message = self.page.get_by_label("Message")
+
+    def expect_empty(self) -> None:
+        """Waits for an empty dialogue."""
         sync_api.expect(self.log).to_contain_text("Nothing said yet", timeout=PATIENCE)
 
     def button(self, name: str):
@@ -51,7 +67,7 @@ class Visit:
 
     def say(self, text: str, enter: bool = True) -> None:
         """Types a message and sends it; waits for the reply."""
-        self.message.press_sequentially(text)
+        self.message.fill(text)
         self.message.press("Enter") if enter else self.button("Send").click()
         sync_api.expect(self.message).to_have_value("", timeout=PATIENCE)
         self.expect_status("Done")
@@ -63,28 +79,33 @@ class Visit:
         chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
 
     def keep(self, name: str) -> None:
-        """A screenshot for whoever looks at the run."""
+        """A screenshot for whoever looks at the run, in 256 colours."""
         SCREENSHOTS.mkdir(exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+        seen = Image.open(io.BytesIO(self.page.screenshot(full_page=True))).convert("RGB")
+        seen.quantize(256).save(SCREENSHOTS / f"{name}.png", optimize=True)
 
 
 @pytest.fixture(scope="module")
-def shared(browser, address: str):
-    """A page that tests use one after the other."""
-    visit = Visit(browser, address)
-    visit.keep("start")
-    yield visit
-    visit.context.close()
+def visits(browser, servers: dict[str, Server]):
+    """The pages of two people."""
+    pair = [Visit(browser, servers["demo"].address) for _ in range(2)]
+    for one in pair:
+        one.expect_empty()
+    pair[0].keep("start")
+    yield pair
+    for one in pair:
+        one.context.close()
 
 
 @pytest.fixture
-def visit(shared: Visit):
-    """The shared page with an empty dialogue."""
-    if shared.button("New dialogue").is_enabled():
-        shared.button("New dialogue").click()
-        sync_api.expect(shared.log).to_contain_text("Nothing said yet")
-    shared.message.fill("")
-    return shared
+def visit(visits: list[Visit]) -> Visit:
+    """The first one's page with an empty dialogue."""
+    first = visits[0]
+    if first.button("New dialogue").is_enabled():
+        first.button("New dialogue").click()
+        first.expect_empty()
+    first.message.fill("")
+    return first
 
 
 def picture_file(width: int, height: int, mode: str = "RGB") -> bytes:
@@ -130,7 +151,7 @@ def test_a_turn_that_returns_images(visit: Visit) -> None:
     visit.button("Undo").click()
     sync_api.expect(visit.log.locator(".question")).to_have_count(1)
     visit.button("Undo").click()
-    sync_api.expect(visit.log).to_contain_text("Nothing said yet")
+    visit.expect_empty()
 
 
 def test_examples_of_several_turns(visit: Visit) -> None:
@@ -145,6 +166,16 @@ def test_examples_of_several_turns(visit: Visit) -> None:
     visit.button("A dialogue that ends in an image").click()
     sync_api.expect(visit.pictures()).to_have_count(3, timeout=PATIENCE)
     visit.keep("dialogue")
+
+
+def test_picture_of_the_readme(visit: Visit) -> None:
+    """A picture to draw, then a question about what was found; `make picture` puts this into the README."""
+    visit.button("A picture as a pencil drawing").click()
+    visit.expect_status("3 images found")
+    visit.pictures().first.click()
+    visit.expect_status("goes with the next turn")
+    visit.say("what do you see?")
+    visit.keep("readme")
 
 
 def test_stop_edit_and_regenerate(visit: Visit) -> None:
@@ -176,7 +207,7 @@ def test_saved_and_loaded(visit: Visit, tmp_path: Path) -> None:
         visit.page.get_by_text("dialogue.json").click()
     download.value.save_as(tmp_path / "dialogue.json")
     visit.button("New dialogue").click()
-    sync_api.expect(visit.log).to_contain_text("Nothing said yet")
+    visit.expect_empty()
     with visit.page.expect_file_chooser() as chooser:
         visit.page.get_by_role("button", name="Load dialogue").click()
     chooser.value.set_files(tmp_path / "dialogue.json")
@@ -196,21 +227,30 @@ def test_errors_are_words_and_the_dialogue_goes_on(visit: Visit) -> None:
     visit.say("what do you see?")
 
 
-def test_two_people_do_not_meet(visit: Visit, browser, address: str) -> None:
-    visit.say("what is the ground?")
-    other = Visit(browser, address)
-    other.say("is it big?")
-    sync_api.expect(other.log.locator(".question")).to_have_text("is it big?")
-    sync_api.expect(visit.log.locator(".question")).to_have_text("what is the ground?")
-    other.context.close()
+def test_two_people_at_once_do_not_meet(visit: Visit, visits: list[Visit]) -> None:
+    said = ("what is the ground?", "is it big?")
+    for one, text in zip(visits, said):
+        one.message.fill(text)
+    for one in visits:
+        one.message.press("Enter")
+    for one, text in zip(visits, said):
+        one.expect_status("Done")
+        sync_api.expect(one.log.locator(".question")).to_have_text(text)
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None:
+    closed = [button.inner_text() for button in visit.page.locator(".fromage-section").all() if "▸" in button.inner_text()]
+    for name in closed:
+        visit.button(name).click()
+    sync_api.expect(visit.page.get_by_label("Temperature")).to_be_visible()
+    visit.keep("settings")
     unnamed = visit.page.eval_on_selector_all(
-        ".fromage button, .fromage input, .fromage img",
+        ".fromage button, .fromage input, .fromage select, .fromage img, .fromage [tabindex], .fromage [role=slider]",
         "all => all.filter(one => one.offsetParent && !(one.innerText || one.alt || one.title || one.ariaLabel || (one.labels || []).length))"
         ".map(one => one.outerHTML)")
     assert unnamed == []
+    for name in closed:
+        visit.button(name.replace("▸", "▾")).click()
     visit.message.focus()
     reached = set()
     for _ in range(6):
@@ -219,34 +259,30 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None
     assert {"Send", "Upload image (0)"} <= reached
 
 
-def test_a_busy_port_is_said(address: str, environment: dict[str, str]) -> None:
-    port = address.rstrip("/").rpartition(":")[2]
+def test_a_busy_port_is_said(servers: dict[str, Server], environment: dict[str, str]) -> None:
+    assert servers["demo"].address
+    port = str(servers["demo"].port)
     done = subprocess.run([sys.executable, "-m", "fromage.demo", "--port", port], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and f"port {port} cannot be used" in done.stderr and "make demo PORT=" in done.stderr
 
 
-def test_in_jupyterlab(browser, environment: dict[str, str], tmp_path: Path) -> None:
-    """A copy of the notebook, all cells run, one turn."""
-    shutil.copy(ROOT / "nbs" / "chat.ipynb", tmp_path)
-    port = free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
-    server = serve(command, port, tmp_path / "log.txt", environment, tmp_path)
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    try:
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(f"{next(server)}lab/tree/chat.ipynb")
-        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        sync_api.expect(page.locator(".fromage-log")).to_contain_text("Nothing said yet", timeout=PATIENCE)
-        page.get_by_label("Message").press_sequentially("what do you see?")
-        page.get_by_label("Message").press("Enter")
-        sync_api.expect(page.locator(".fromage .status")).to_contain_text("Done", timeout=PATIENCE)
-        page.locator(".fromage-log").scroll_into_view_if_needed()
-        SCREENSHOTS.mkdir(exist_ok=True)
-        page.screenshot(path=SCREENSHOTS / "jupyterlab.png")
-    finally:
-        context.close()
-        server.close()
+def test_in_jupyterlab(browser, servers: dict[str, Server]) -> None:
+    """All cells run, one turn; in the page without an index, what needs one is refused in words."""
+    visit = Visit(browser, f"{servers['lab'].address}lab/tree/chat.ipynb")
+    page = visit.page
+    page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=PATIENCE)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    whole, lonely = page.locator(".fromage").first, page.locator(".fromage").nth(1)
+    sync_api.expect(lonely).to_contain_text("there is no image index", timeout=PATIENCE)
+    lonely.get_by_role("button", name="Refine over turns").click()
+    sync_api.expect(lonely.locator(".status")).to_contain_text("There is no image index", timeout=PATIENCE)
+    lonely.get_by_role("button", name="Ask about a picture").click()
+    sync_api.expect(lonely.locator(".status")).to_contain_text("needs an image index", timeout=PATIENCE)
+    whole.get_by_label("Message").press_sequentially("what do you see?", delay=30)
+    whole.get_by_label("Message").press("Enter")
+    sync_api.expect(whole.locator(".status")).to_contain_text("Done", timeout=PATIENCE)
+    sync_api.expect(whole.locator(".question")).to_have_text("what do you see?")
+    whole.locator("h1").scroll_into_view_if_needed()
+    visit.keep("jupyterlab")
+    visit.context.close()

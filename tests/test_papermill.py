@@ -1,8 +1,10 @@
 """The runs by the command that a user types: injected parameters arrive, wrong ones stop the run with a message that helps."""
 
+import ast
 import json
 
 import nbformat
+import papermill
 import pytest
 from house_rules import ROOT, read_notebooks, runs
 from papermill_runs import Outcome, execute, parameter_words
@@ -15,6 +17,13 @@ def test_words_of_the_command_line() -> None:
     assert parameter_words("resume", False) == ["-y", "{resume: false}"]
     assert parameter_words("layers", [-1, 2]) == ["-y", "{layers: [-1, 2]}"]
     assert parameter_words("limit", None) == ["-y", "{limit: null}"]
+
+
+@pytest.mark.parametrize("notebook", runs(read_notebooks()), ids=RUNS)
+def test_papermill_reads_every_parameter(notebook) -> None:
+    declared = next(cell for cell in notebook.code if "parameters" in cell.tags).tree.body
+    inferred = papermill.inspect_notebook(str(ROOT / "nbs" / f"{notebook.name}.ipynb"))
+    assert [*inferred] == [node.target.id for node in declared if isinstance(node, ast.AnnAssign)]
 
 
 @pytest.mark.parametrize("name", RUNS)

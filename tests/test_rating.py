@@ -2,11 +2,10 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from browsing import NEEDS_CHROMIUM, PATIENCE, SCREENSHOTS, free_port, serve, sync_api
+from browsing import NEEDS_CHROMIUM, PATIENCE, SCREENSHOTS, Server, sync_api
 from fromage.blinding import ensure_practice
 from fromage.judgements import read_ratings
 from fromage.ratings import ratings_path
@@ -88,11 +87,9 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_sessions(browser, environment: dict[str, str], study: Study, tmp_path: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "fromage.rating_page", "--port", str(port), "--study", str(study.folder)]
-    server = serve(command, port, tmp_path / "log.txt", environment)
+    server = Server("fromage.rating_page", ["--port", "{port}", "--study", str(study.folder)], tmp_path, environment)
     try:
-        address = next(server)
+        address = server.address
         first, second, *_ = study.plan
         anna, ben = Rater(browser, address, study, first), Rater(browser, address, study, second)
         anna.enter("XYZ-000")
@@ -130,7 +127,7 @@ def test_sessions(browser, environment: dict[str, str], study: Study, tmp_path: 
         anna.page.keyboard.press("ArrowRight")
         anna.rest(2, keys=True)
     finally:
-        server.close()
+        server.stop()
     check_answers(study, tmp_path, {first: anna, second: ben})
 
 

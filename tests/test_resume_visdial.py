@@ -69,4 +69,4 @@ def test_a_killed_evaluation_continues(tmp_path: Path) -> None:
     assert start(tmp_path, tmp_path / "killed").wait() == 0
     names = [json.loads(line).get("name") for line in killed.read_text().splitlines()]
     assert len(names) == len(set(names)) == 6
-    assert np.array_equal(np.load(tmp_path / "killed.npy"), np.load(tmp_path / "whole.npy"))
+    assert np.array_equal(np.load(tmp_path / "killed.npy"), np.load(tmp_path / "whole.npy"), equal_nan=True)
