@@ -52,9 +52,8 @@ def rater_measures(answers: pd.DataFrame) -> pd.DataFrame:
         rated = own[own["kind"] == "rated"]
         checks = {f"{kind} right": own[own["kind"] == kind]["right"].astype(float).mean() for kind in ("attention", "gold")}
         sides = rated[rated["side"] >= 0]["side"].value_counts(normalize=True)
-        rows[rater] = checks | {"median seconds": rated["seconds"].median(), "most at one side": sides.max() if len(sides)
-                                else np.nan,
-                                "answers": len(rated)}
+        rows[rater] = checks | {"median seconds": rated["seconds"].median(),
+                                "most at one side": sides.max() if len(sides) else np.nan, "answers": len(rated)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -22,13 +22,14 @@ from .studies import Study
 # %% ../nbs/80_rating_page.ipynb #403f17b6
 LOOKS = """<style>
 .rating { font: 16px/1.5 system-ui, sans-serif; max-width: 980px; margin: 0 auto; color: #1c1e21; }
-.rating h1 { font-size: 22px; margin: 4px 0; } .rating .help { color: #555; font-size: 13px; }
+.rating h1 { font-size: 22px; margin: 4px 0; } .rating p.help { color: #555; font-size: 13px; }
+.rating .widget-html-content { font-size: 16px; line-height: 1.5; } .rating .rating-question { padding: 2px 0 6px 10px; }
 .rating .pictures { display: flex; gap: 10px; flex-wrap: wrap; } .rating figure { margin: 0; width: 176px; }
 .rating figure img { width: 176px; height: 150px; object-fit: contain; background: #f4f4f4; border-radius: 8px; }
 .rating figcaption { font-size: 14px; line-height: 1.35; } .rating ol { margin: 6px 0; } .rating li { margin: 4px 0; }
 .rating .status { min-height: 26px; color: #333; } .rating .status.error { color: #a40000; font-weight: 600; }
 .rating .right { color: #0b6b2f; } .rating .wrong { color: #a40000; }
-.rating .rating-current { box-shadow: -4px 0 0 #1a5fd0; padding-left: 8px; }
+.rating .rating-current { border-left: 4px solid #1a5fd0; padding-left: 6px; }
 .rating button:focus-visible, .rating input:focus-visible { outline: 3px solid #1a5fd0; }
 </style>"""
 KEYS = """

@@ -93,10 +93,10 @@ def share_table(findings: Mapping[str, Findings], specification: Specification, 
     return ResultTable(word, ("question and system", *findings), tuple(lines), simulated)
 
 
-def difference_table(found: Findings, simulated: bool) -> ResultTable:
-    """Every pair of systems."""
-    lines = [(name, f"{each['difference']:+.1f}", f"{each['p']:.4f}", f"{each['p (Holm)']:.4f}")
-             for name, each in found.differences.items()]
+def difference_table(findings: Mapping[str, Findings], simulated: bool) -> ResultTable:
+    """Every pair of systems, by the raters who are counted."""
+    lines = [(f"{name} ({who})", f"{each['difference']:+.1f}", f"{each['p']:.4f}", f"{each['p (Holm)']:.4f}")
+             for who, found in findings.items() for name, each in found.differences.items()]
     return ResultTable("differences", ("difference", "points", "p", "p (Holm)"), tuple(lines), simulated)
 
 
@@ -115,9 +115,8 @@ def agreement_table(findings: Mapping[str, Findings], simulated: bool) -> Result
 def rater_table(answers: pd.DataFrame, specification: Specification, simulated: bool) -> ResultTable:
     """Every rater with the measures of the rules and the reasons for being left out."""
     out, measures = exclusions(answers, specification.rules), rater_measures(answers)
-    lines = [(str(rater), *("–" if pd.isna(value) else f"{value:.3g}" for value in row), "; ".join(out.get(str(rater), []))
-              or "kept")
-             for rater, row in measures.iterrows()]
+    lines = [(str(rater), *("–" if pd.isna(value) else f"{value:.3g}" for value in row),
+              "; ".join(out.get(str(rater), [])) or "kept") for rater, row in measures.iterrows()]
     return ResultTable("raters", ("rater", *measures.columns, "outcome"), tuple(lines), simulated)
 
 # %% ../nbs/84_rating_tables.ipynb #f1bb0d2b

@@ -22,7 +22,7 @@ from .studies import Study
 # %% ../nbs/85_rehearsal.ipynb #a50a2fe8
 @dataclass(frozen=True)
 class Taste:
-    """Log-strengths by criterion and system, their `spread` between stories, `lapse`, liking of the first place, share of ties."""
+    """Log-strengths by criterion and system, `spread` between stories, `lapse`, liking of the first place, share of ties."""
     strengths: dict[str, dict[str, float]]
     spread: float = 0.5
     lapse: float = 0.05
@@ -39,8 +39,8 @@ def choice_chances(logits: np.ndarray, lapse: float) -> np.ndarray:
 def true_shares(taste: Taste, criterion: str, draws: int = 100_000, seed: int = 0) -> dict[str, float]:
     """The share (%) that each system has over all stories and balanced positions, when all are shown together."""
     rng, systems = np.random.default_rng(seed), list(taste.strengths[criterion])
-    logits = np.array([taste.strengths[criterion][name] for name in systems]) + rng.normal(0, taste.spread,
-                                                                                           (draws, len(systems)))
+    logits = np.array([taste.strengths[criterion][name] for name in systems])
+    logits = logits + rng.normal(0, taste.spread, (draws, len(systems)))
     logits[np.arange(draws), np.arange(draws) % len(systems)] += taste.side
     return dict(zip(systems, 100 * choice_chances(logits, taste.lapse).mean(0)))
 
