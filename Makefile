@@ -39,7 +39,7 @@ endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
-$(eval $(call report,tell_stories-mini,-p preset mini -p limit 100 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
+$(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))

@@ -15,6 +15,8 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pandas as pd
+import pyarrow.parquet as parquet_files
+from pyarrow import Table
 
 from .config import resolve_path
 from .journals import parse_lines
@@ -105,14 +107,17 @@ def export_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Writes the table as CSV or parquet, as its name says, atomically."""
     parquet = is_parquet(path)
     with atomic_path(path) as temporary:
-        table.astype({"right": "boolean"}).to_parquet(temporary, index=False) if parquet else table.to_csv(temporary, index=False)
+        if parquet:
+            parquet_files.write_table(Table.from_pandas(table.astype({"right": "boolean"}), preserve_index=False), temporary)
+        else:
+            table.to_csv(temporary, index=False)
     return Path(path)
 
 
 def import_table(study: Study, path: str | Path) -> pd.DataFrame:
     """Reads what `export_table` wrote; ValueError where it is of another study or no such table."""
     if is_parquet(path):
-        table = pd.read_parquet(path)
+        table = parquet_files.read_table(path).to_pandas()
     else:
         table = pd.read_csv(path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
     if tuple(table.columns) != COLUMNS:
