@@ -133,6 +133,6 @@ def plot_shares(found: Findings, simulated: bool) -> Figure:
         axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, label=system)
     axes.set_xticks(range(len(questions)), questions)
     axes.set(ylabel="share of choices (%)", ylim=(0, None), title=SIMULATED if simulated else "")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     plt.close(figure)
     return figure
