@@ -1,6 +1,7 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
+# make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/tell_stories-mini/study PORT=8867
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
@@ -38,6 +39,9 @@ endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
+$(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
+$(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
+reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))
 $(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 60 -p train_examples 6000 \
   -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
@@ -58,10 +62,11 @@ benchmark: environment
 	  -p stories 40 -p report reports/benchmark-mini </dev/null
 	python -m fromage.reporting reports/benchmark-mini.ipynb
 
-PORT ?= 8866
-.PHONY: demo
+.PHONY: demo rate
 demo: environment
-	@python -m fromage.demo --port $(PORT)
+	@python -m fromage.demo --port $(or $(PORT),8866)
+rate: environment
+	@python -m fromage.rating_page --port $(or $(PORT),8867) --study "$(STUDY)"
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture

@@ -17,8 +17,8 @@ from .conversation import Conversation
 from .dialogue import PLAIN, QUESTIONS, Dialogue, Step
 from .pictures import Picture, text_html
 from .prompts import Prompt, show_prompt
-from .widgets import (STYLE, Controls, answer_html, exchange_view, note, picture_row, probability_plot, section,
-                             status_html)
+from .serving import note, status_html
+from .widgets import STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot, section
 
 # %% ../nbs/73_page.ipynb #649b0f60
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from IPython import get_ipython
 from IPython.display import display
 
@@ -156,6 +155,7 @@ def read_processor() -> str:
 
 def read_machine() -> dict[str, Any]:
     """Processor, cores this process may use, torch threads, memory in GB, GPUs; no host name and no path."""
+    import torch  # seconds that pages which record nothing need not wait
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None

@@ -1,63 +1,18 @@
 """The demo in a real browser: Voilà's page as `make demo` serves it, and the same notebook in JupyterLab."""
 
 import io
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import browsing
 import nbformat
 import pytest
+from browsing import PATIENCE, SCREENSHOTS, Server, sync_api
 from house_rules import ROOT
 from PIL import Image
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install -y chromium")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync"]
-SCREENSHOTS = Path(__file__).parent / "screenshots"
-PATIENCE = 300_000  # milliseconds: a kernel starts and loads both networks, perhaps beside other work
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of the servers: this Python's kernel, this repository, settings of nobody."""
-    home = tmp_path_factory.mktemp("jupyter")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME", "DATA")}
-    return os.environ | folders | {"PYTHONPATH": path, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-
-
-class Server:
-    """A server on a port of its own; it starts while others do."""
-
-    def __init__(self, module: str, options: list[str], folder: Path, environment: dict[str, str]):
-        self.port, self.log = free_port(), folder / f"{module}.txt"
-        command = [sys.executable, "-m", module, *(option.format(port=self.port, folder=folder) for option in options)]
-        with open(self.log, "w") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-
-    @property
-    def address(self) -> str:
-        """Where it listens, once it does."""
-        for _ in range(1200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return f"http://127.0.0.1:{self.port}/"
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.1)
-        raise TimeoutError(self.log.read_text()[-3000:])
+pytestmark = browsing.NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +26,7 @@ def servers(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
                "lab": Server("jupyterlab", lab, folder, environment)}
     yield started
     for server in started.values():
-        server.process.terminate()
-    for server in started.values():
-        server.process.wait(30)
+        server.stop()
 
 
 def copy_of_chat(path: Path) -> None:
@@ -81,15 +34,6 @@ def copy_of_chat(path: Path) -> None:
     notebook = nbformat.read(ROOT / "nbs" / "chat.ipynb", nbformat.NO_CONVERT)
     notebook.cells.append(nbformat.v4.new_code_cell("open_page(Conversation(assistant)).view"))
     nbformat.write(notebook, path)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium."""
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, headless=True)
-        yield opened
-        opened.close()
 
 
 class Visit:
