@@ -37,6 +37,7 @@ reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environ
 	python -m fromage.reporting reports/$(1).ipynb
 endef
 $(eval $(call report,train-mini,-p preset mini))
+$(eval $(call report,pretrain_mini-mini,-p shipped_probes 200 -p held_out 1000))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
 $(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
