@@ -39,7 +39,7 @@ $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
 $(eval $(call report,show_examples-mini,))
-$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 60 -p train_examples 6000 \
+$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 40 -p train_examples 12000 \
   -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
 
 .PHONY: help
