@@ -44,7 +44,7 @@ $(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specificati
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))
-$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 60 -p train_examples 6000 \
+$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 40 -p train_examples 12000 \
   -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
 
 .PHONY: help
