@@ -126,6 +126,10 @@ class Claim:
 CLAIMS = (
     Claim("Freezing the language model keeps story retrieval", ("baseline", FULL), ("all layers tuned", FULL),
           "12.8 against 6.2"),
+    Claim("Freezing keeps story retrieval where the language model read dialogues",
+          ("language model: 4 layers of 192", FULL), ("language model: 4 layers of 192, all tuned", FULL)),
+    Claim("Freezing keeps story retrieval where it read none", ("language model: 4 layers of 192, no dialogue read", FULL),
+          ("language model: 4 layers of 192, no dialogue read, all tuned", FULL)),
     Claim("Freezing keeps dialogue", ("baseline", MOST), ("all layers tuned", MOST), "14.6 against 1.0"),
     Claim("Fine-tuning reaches a lower training loss", ("all layers tuned", LAST_LOSSES), ("baseline", LAST_LOSSES)),
     Claim("Freezing keeps learning in context", ("baseline", "naming, 2 shots: accuracy"),

@@ -240,6 +240,8 @@ STAGES: dict[str, dict[Document, float]] = {
     "names": {sentence_document: 0.14, summary_document: 0.07, question_document: 0.12, dialogue_document: 0.14,
               seen_dialogue_document: 0.04, story_document: 0.18, naming_document: 0.25, change_document: 0.04,
               pairs_document: 0.02},
+    "told": {sentence_document: 0.26, summary_document: 0.11, question_document: 0.2, story_document: 0.24,
+             naming_document: 0.09, change_document: 0.07, pairs_document: 0.03},
 }
 
 
