@@ -497,6 +497,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fromage.metrics.group_numbers': ('metrics.html#group_numbers', 'fromage/metrics.py'),
                                  'fromage.metrics.hits': ('metrics.html#hits', 'fromage/metrics.py'),
                                  'fromage.metrics.holm': ('metrics.html#holm', 'fromage/metrics.py'),
+                                 'fromage.metrics.interval_ends': ('metrics.html#interval_ends', 'fromage/metrics.py'),
                                  'fromage.metrics.median_rank': ('metrics.html#median_rank', 'fromage/metrics.py'),
                                  'fromage.metrics.mrr': ('metrics.html#mrr', 'fromage/metrics.py'),
                                  'fromage.metrics.ndcg': ('metrics.html#ndcg', 'fromage/metrics.py'),

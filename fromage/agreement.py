@@ -40,9 +40,9 @@ def count_values(ratings: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/82_agreement.ipynb #34780c09
 def choice_counts(answers: pd.DataFrame, criterion: str) -> np.ndarray:
-    """How often each system was chosen for each rated item, (U, V), of final answers."""
+    """How often each system was chosen for each rated item, (U, V), of final answers; in the order of the stories."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["criterion"] == criterion)]
-    return pd.crosstab(own["item"], own["chosen"]).to_numpy()
+    return pd.crosstab([own["story"], own["item"]], own["chosen"]).to_numpy()
 
 # %% ../nbs/82_agreement.ipynb #a8a590b5
 def rater_measures(answers: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ranks', 'hits', 'reciprocal_ranks', 'recall_at', 'mrr', 'median_rank', 'ndcg', 'Estimate', 'group_numbers', 'draws',
-           'bootstrap', 'retrieval_estimates', 'Comparison', 'paired_difference', 'holm', 'compare_pairs', 'bleu']
+           'interval_ends', 'bootstrap', 'retrieval_estimates', 'Comparison', 'paired_difference', 'holm',
+           'compare_pairs', 'bleu']
 
 # %% ../nbs/24_metrics.ipynb #b48d0246
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,9 +103,17 @@ def draws(n_groups: int, samples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
 
 # %% ../nbs/24_metrics.ipynb #6ec488f3
+def interval_ends(n_groups: int, level: float = 0.95) -> tuple[float, float]:
+    """The quantiles of a bootstrap over so many groups that hold `level`: Hesterberg's expanded percentiles (2015)."""
+    if n_groups < 2:  # nothing was drawn: every quantile is the value
+        return (1 - level) / 2, (1 + level) / 2
+    low = float(stats.norm.cdf(stats.t.ppf((1 - level) / 2, n_groups - 1) * (n_groups / (n_groups - 1)) ** 0.5))
+    return low, 1 - low
+
+
 def bootstrap(values: np.ndarray, groups: Sequence | None = None, seed: int = 0, samples: int = 2000,
               statistic: Callable | None = None, n_total: int | None = None, level: float = 0.95) -> Estimate:
-    """`statistic` (default: mean) of `values` (n,) or rows (n, S), with a percentile interval; groups are drawn whole.
+    """`statistic` (default: mean) of `values` (n,) or rows (n, S), with an expanded percentile interval; groups are drawn whole.
 
     Rows with nan are left out; `n_total` is the number of items there should be (default: n). None usable: ValueError.
     """
@@ -115,13 +124,14 @@ def bootstrap(values: np.ndarray, groups: Sequence | None = None, seed: int = 0,
     if not 0 < n_used <= n_total:
         raise ValueError(f"{n_used} usable of {n_total} items: allowed is at least one, and no more than there are")
     values, groups = values[used], group_numbers(groups[used], n_used)
-    weights = draws(int(groups.max()) + 1, samples, seed)
+    n_groups = int(groups.max()) + 1
+    weights = draws(n_groups, samples, seed)
     if statistic is None:
         sizes, sums = np.bincount(groups), np.bincount(groups, values)
         value, results = values.mean(), [drawn @ sums / (drawn @ sizes) for drawn in weights]
     else:
         value, results = statistic(values), [statistic(np.repeat(values, drawn[groups], axis=0)) for drawn in weights]
-    low, high = np.quantile(results, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(results, interval_ends(n_groups, level))
     return Estimate(float(value), float(low), float(high), n_used, n_total)
 
 # %% ../nbs/24_metrics.ipynb #2556f5f7

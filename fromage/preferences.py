@@ -19,7 +19,7 @@ from .metrics import Estimate, bootstrap, holm, paired_difference
 
 # %% ../nbs/83_preferences.ipynb #0ad2b48c
 def score_answers(answers: pd.DataFrame, systems: Sequence[str], criterion: str) -> pd.DataFrame:
-    """A line for each final answer to a rated item: `item`, `rater`, and a score (nan where not shown) for each system."""
+    """A line for each final answer to a rated item: `story`, `rater`, and a score (nan where not shown) for each system."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["criterion"] == criterion)]
     rows = np.full((len(own), len(systems)), np.nan)
     for row, (shown, side) in enumerate(zip(own["systems"].map(json.loads), own["side"])):
@@ -27,12 +27,12 @@ def score_answers(answers: pd.DataFrame, systems: Sequence[str], criterion: str)
             for system in label.split(" = "):
                 share = 100 / len(shown) if side < 0 else 100.0 * (place == side)
                 rows[row, systems.index(system)] = share / len(label.split(" = "))
-    return own[["item", "rater"]].reset_index(drop=True).join(pd.DataFrame(rows, columns=list(systems)))
+    return own[["story", "rater"]].reset_index(drop=True).join(pd.DataFrame(rows, columns=list(systems)))
 
 
 def share_estimates(scores: pd.DataFrame, systems: Sequence[str], seed: int = 0, samples: int = 2000) -> dict[str, Estimate]:
-    """System -> mean score with its interval, items drawn whole; systems without any answer are left out."""
-    return {system: bootstrap(scores[system], scores["item"], seed, samples) for system in systems
+    """System -> mean score with its interval, stories drawn whole; systems without any answer are left out."""
+    return {system: bootstrap(scores[system], scores["story"], seed, samples) for system in systems
             if scores[system].notna().any()}
 
 # %% ../nbs/83_preferences.ipynb #b1df260c
@@ -40,7 +40,7 @@ def side_estimates(answers: pd.DataFrame, seed: int = 0) -> dict[str, Estimate]:
     """Position (from 1) -> percentage of choices there."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["side"] >= 0)]
     most = int(own["side"].max()) if len(own) else -1
-    return {f"position {side + 1}": bootstrap(100.0 * (own["side"] == side), own["item"], seed) for side in range(most + 1)}
+    return {f"position {side + 1}": bootstrap(100.0 * (own["side"] == side), own["story"], seed) for side in range(most + 1)}
 
 # %% ../nbs/83_preferences.ipynb #fb7ddc90
 Differences = dict[str, dict[str, Estimate | float]]
@@ -52,7 +52,7 @@ def compare_choices(scores: Mapping[str, pd.DataFrame], systems: Sequence[str], 
     for criterion, table in scores.items():
         for a, b in itertools.combinations(systems, 2):
             if (table[a] - table[b]).notna().any():
-                found[f"{criterion}: {a} minus {b}"] = paired_difference(table[a], table[b], table["item"], seed)
+                found[f"{criterion}: {a} minus {b}"] = paired_difference(table[a], table[b], table["story"], seed)
     adjusted = holm([each.p_value for each in found.values()]) if found else []
     return {name: {"difference": each.difference, "p": each.p_value, "p (Holm)": float(p)}
             for (name, each), p in zip(found.items(), adjusted)}

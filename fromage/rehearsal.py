@@ -91,5 +91,5 @@ def simulate_scores(taste: Taste, criterion: str, items: int, ratings: int, seed
     logits = stories + taste.side * np.eye(n)[first]
     chosen = (choice_chances(logits, taste.lapse).cumsum(-1) < rng.random((items, ratings, 1))).sum(-1)
     scores = 100.0 * np.eye(n)[np.minimum(chosen, n - 1)].reshape(-1, n)
-    about = pd.DataFrame({"item": np.repeat(np.arange(items), ratings), "rater": np.tile(np.arange(ratings), items)})
+    about = pd.DataFrame({"story": np.repeat(np.arange(items), ratings), "rater": np.tile(np.arange(ratings), items)})
     return about.join(pd.DataFrame(scores, columns=systems))
