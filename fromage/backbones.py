@@ -150,6 +150,7 @@ class VisionTower:
 
     def __init__(self, model: nn.Module, name: str, device: str | torch.device = "cpu"):
         self.model, self.name, self.device = freeze(model, device), name, torch.device(device)
+        model.visual.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast; nothing else changes
         self.preprocessing = open_clip.get_model_preprocess_cfg(model)
         size = self.preprocessing["size"]
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
@@ -166,7 +167,7 @@ class VisionTower:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, V): pooled features before the projection where the tower has one, else its output."""
-        features = self.pooled(pixels.to(self.device))
+        features = self.pooled(pixels.to(self.device, memory_format=torch.channels_last))
         return features[0] if isinstance(features, tuple) else features  # CoCa's towers return their tokens as well
 
     @torch.no_grad()

@@ -171,9 +171,10 @@ def list_files(folder: Path) -> Iterator[tuple[str, int]]:
     """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
         folders.sort()
+        inside = Path(place).relative_to(folder)
         for name in sorted(names):
-            path = Path(place, name)
-            yield path.relative_to(folder).as_posix(), path.stat().st_size if path.is_file() else -1
+            path = os.path.join(place, name)
+            yield (inside / name).as_posix(), os.path.getsize(path) if os.path.isfile(path) else -1
 
 # %% ../nbs/02_sources.ipynb #198ec119
 class ImageFolder(CaptionSource):
