@@ -44,7 +44,8 @@ $(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specificati
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))
-$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 40 -p train_examples 12000 \
+$(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 80 -p learning_rate 0.006 \
+  -p train_examples 12000 \
   -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
 
 .PHONY: help
@@ -60,7 +61,7 @@ reports: $(REPORTS:%=reports/%.html)
 benchmark: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
-	  -p stories 40 -p report reports/benchmark-mini </dev/null
+	  -p stories 150 -p report reports/benchmark-mini </dev/null
 	python -m fromage.reporting reports/benchmark-mini.ipynb
 
 .PHONY: demo rate
