@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .backbones import VisionTower, load_language_model, load_vision_tower
 from .config import Config, change, flatten, resolve_path
 from .model import Fromage, trained_parameters
-from .records import atomic_path
+from .records import atomic_path, hash_value
 
 # %% ../nbs/40_checkpoint.ipynb #b14576bb
 class CheckpointError(ValueError):
@@ -75,7 +75,9 @@ def save_checkpoint(path: str | Path, model: Fromage, config: Config, tower_fing
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file written by `save_checkpoint`."""
+    """Read a file written by `save_checkpoint`, or a folder of the released format."""
+    if resolve_path(path).is_dir():
+        return load_released(path)
     tensors, header = load_tensors(path, "checkpoint")
     config = change(Config(), **header.pop("config"))
     return Checkpoint(tensors, config, **header)
@@ -122,10 +124,19 @@ def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, l
     return model.eval()
 
 
-def initialise_from(model: Fromage, checkpoint: str | Path = "") -> None:
-    """Begin with the weights of a checkpoint, and with nothing else of its run; an empty path leaves the model as it is."""
-    if checkpoint:
-        copy_weights(model, load_checkpoint(checkpoint).tensors)
+def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: str | None = None) -> str:
+    """Begin with the weights of a checkpoint, and with nothing else of its run; an empty path leaves the model as it is.
+
+    Returns a hash of the weights, "" for none. CheckpointError where it belongs to another language model or tower."""
+    if not path:
+        return ""
+    checkpoint = load_checkpoint(path)
+    for name, there, here in (("language model", checkpoint.language_fingerprint, model.language_fingerprint),
+                              ("vision tower", checkpoint.tower_fingerprint, tower_fingerprint)):
+        if None not in (there, here) and there != here:
+            raise CheckpointError(f"{path}: belongs to another {name} ({there[:12]}) than this run's ({here[:12]})")
+    copy_weights(model, checkpoint.tensors)
+    return hash_value({name: hash_value(value.tolist()) for name, value in checkpoint.tensors.items()})
 
 
 def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower:

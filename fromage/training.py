@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE_TO_CHANGE', 'Pairs', 'make_pairs', 'epoch_order', 'step_rows', 'concatenates', 'joins_queries', 'learning_rate',
            'StepLosses', 'backward_losses', 'train_step', 'make_optimizer', 'embed_pairs', 'validate', 'Run',
-           'run_identity', 'save_state', 'load_state', 'record_validation', 'begin_run', 'fit']
+           'run_identity', 'save_state', 'differences', 'load_state', 'record_validation', 'begin_run', 'fit']
 
 # %% ../nbs/41_training.ipynb #5a8d1a71
 from collections.abc import Sequence
@@ -145,8 +145,8 @@ def embed_pairs(model: Fromage, pairs: Pairs, batch_size: int = 256) -> tuple[Te
     return torch.cat(texts), torch.cat(images), np.array(losses)
 
 
-def validate(model: Fromage, pairs: Pairs, captions: bool = False) -> dict[str, Estimate | float]:
-    """Metrics over validation pairs; `captions` adds BLEU-4 of greedy ones."""
+def validate(model: Fromage, pairs: Pairs, captions: int = 0) -> dict[str, Estimate | float]:
+    """Metrics over validation pairs; `captions` adds BLEU-4 of greedy ones for so many of the first pairs."""
     texts, images, losses = embed_pairs(model, pairs)
     scores = (torch.nn.functional.normalize(texts, dim=1) @ torch.nn.functional.normalize(images, dim=1).T).numpy()
     truth = np.arange(len(pairs))
@@ -155,8 +155,9 @@ def validate(model: Fromage, pairs: Pairs, captions: bool = False) -> dict[str, 
     for name, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
         metrics |= {f"{name}.{metric}": value for metric, value in retrieval_estimates(ranks(matrix, truth)).items()}
     if captions:
-        features = torch.from_numpy(np.asarray(pairs.features, dtype=np.float32)).to(model.device)
-        metrics["bleu4"] = bleu(generate_captions(model, features), [pairs.captions[n] for n in range(len(pairs))])
+        features = torch.from_numpy(np.asarray(pairs.features[:captions], dtype=np.float32)).to(model.device)
+        written = generate_captions(model, features)
+        metrics["bleu4"] = bleu(written, [pairs.captions[n] for n in range(len(written))], n_total=len(pairs))
     return metrics
 
 # %% ../nbs/41_training.ipynb #4abecdef
@@ -190,11 +191,20 @@ class Run:
         """The file that a killed run continues from."""
         return self.folder / "state.safetensors"
 
+    @property
+    def closed_path(self) -> Path:
+        """The last state of a run that was closed."""
+        return self.folder / "closed.safetensors"
+
+    def close(self) -> None:
+        """Everything is reported: the same command begins anew, one with more steps continues."""
+        self.state_path.replace(self.closed_path)
+
 # %% ../nbs/41_training.ipynb #e1b9af4e
-def run_identity(model: Fromage, pairs: Pairs, config: Config) -> dict:
-    """What a state must agree with to be continued."""
+def run_identity(model: Fromage, pairs: Pairs, config: Config, begun_from: str = "") -> dict:
+    """What a state must agree with to be continued; `begun_from` names the weights of `init_from`."""
     fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
-    return fixed | {"training pairs": [len(pairs), pairs.key],
+    return fixed | {"training pairs": [len(pairs), pairs.key], "init_from": begun_from,
                     "language model weights": model.language_fingerprint}
 
 
@@ -207,14 +217,18 @@ def save_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, ident
                  {"identity": identity, "history": run.history, "validations": run.validations})
 
 
-def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict) -> None:
+def differences(saved: dict, identity: dict) -> list[str]:
+    """What an identity has other than the saved one."""
+    now = to_plain(identity)
+    return [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in sorted({*saved, *now})
+            if saved.get(name) != now.get(name)]
+
+
+def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, path: Path) -> None:
     """Continue a saved run in place; CheckpointError lists what differs from the run that was saved."""
-    tensors, header = load_tensors(run.state_path, "training state")
-    saved, now = header["identity"], to_plain(identity)
-    differing = [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in sorted({*saved, *now})
-                 if saved.get(name) != now.get(name)]
-    if differing:
-        raise CheckpointError(f"{run.state_path}: belongs to another run ({'; '.join(differing)}); allowed is the same "
+    tensors, header = load_tensors(path, "training state")
+    if differing := differences(header["identity"], identity):
+        raise CheckpointError(f"{path}: belongs to another run ({'; '.join(differing)}); allowed is the same "
                               "configuration, another output folder, or resume = False to begin anew")
     run.history, run.validations = header["history"], header["validations"]
     copy_weights(model, {name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")})
@@ -225,26 +239,34 @@ def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, ident
 # %% ../nbs/41_training.ipynb #0446099f
 def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, tower_fingerprint: str | None) -> None:
     """Validate, remember, and write the checkpoint if it is the best so far."""
-    run.validations.append({"step": run.step} | to_plain(validate(model, pairs)))
+    run.validations.append({"step": run.step} | to_plain(validate(model, pairs, captions=100)))
     if run.best is run.validations[-1]:
         save_checkpoint(run.best_path, model, config, tower_fingerprint)
 
 
 def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, folder: str | Path, resume: bool,
               steps: int) -> Run:
-    """The run to continue when `folder` holds an unfinished one and `resume` is set, else a new one."""
+    """A new run, unless `resume` is set and `folder` holds one that was not closed, or a closed one of fewer steps."""
     run = Run(resolve_path(folder))
-    if resume and run.state_path.is_file():
-        if len(load_tensors(run.state_path, "training state")[1]["history"]) < steps:
-            load_state(run, model, optimizer, identity)
+    if not resume:
+        run.state_path.unlink(missing_ok=True)
+    elif run.state_path.is_file():
+        load_state(run, model, optimizer, identity, run.state_path)
+        if run.step > steps:
+            raise CheckpointError(f"{run.state_path}: {run.step} steps are done, steps = {steps}; allowed is at least as many, "
+                                  "another output folder, or resume = False to begin anew")
+    elif run.closed_path.is_file():
+        header = load_tensors(run.closed_path, "training state")[1]
+        if len(header["history"]) < steps and not differences(header["identity"], identity):
+            load_state(run, model, optimizer, identity, run.closed_path)
     return run
 
-
+# %% ../nbs/41_training.ipynb #ebd906d0
 def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder: str | Path, resume: bool = True,
-        tower_fingerprint: str | None = None) -> Run:
+        tower_fingerprint: str | None = None, begun_from: str = "") -> Run:
     """Train for `config.training.steps`; continues an unfinished run in `folder` bit by bit unless `resume` is False."""
     training, optimizer = config.training, make_optimizer(model, config.training)
-    identity = run_identity(model, train, config)
+    identity = run_identity(model, train, config, begun_from)
     run = begin_run(model, optimizer, identity, folder, resume, training.steps)
     bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
     if not run.validations:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fromage.backbones import load_language_model
-from fromage.checkpoint import load_model, load_released, load_released_gallery
+from fromage.checkpoint import load_checkpoint, load_model, load_released, load_released_gallery
 from fromage.config import Training
 from fromage.generation import Decoding, generate_ids
 from fromage.interleaving import answer, illustrate, log_likelihoods
@@ -70,6 +70,11 @@ def states_of(model, prompt):
 
 def test_there_is_a_golden_set():
     assert FOLDERS
+
+
+def test_a_released_folder_is_a_checkpoint(golden):
+    tensors = load_checkpoint(golden.folder / "official").tensors
+    assert all(torch.equal(value, tensors[name]) for name, value in load_released(golden.folder / "official").tensors.items())
 
 
 def test_captions_become_the_same_ids(golden, trained):
