@@ -24,6 +24,7 @@ from .backbones import VisionTower
 from .checkpoint import Checkpoint, load_checkpoint, load_released_gallery, load_tensors, load_tower, save_tensors
 from .config import resolve_path
 from .features import describe_store, extract_features
+from .model import TwoLayerMap
 from .records import atomic_path, hash_file, hash_value, portable_path, progress
 from .retrieval import ImageIndex, index_features
 from .sources import CaptionSource, ImageFolder, decode_image
@@ -37,11 +38,12 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def image_map_of(checkpoint: Checkpoint) -> nn.Linear:
-    """W_i of a checkpoint."""
-    weight, bias = (checkpoint.tensors[f"image_map.{part}"] for part in ("weight", "bias"))
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    layer.load_state_dict({"weight": weight, "bias": bias})
+def image_map_of(checkpoint: Checkpoint) -> nn.Module:
+    """W_i of a checkpoint, a linear map or one of two layers."""
+    prefix = "image_map."
+    parts = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+    layer = (nn.Linear if "weight" in parts else TwoLayerMap)(checkpoint.vision_width, len(list(parts.values())[-1]))
+    layer.load_state_dict(parts)
     return layer
 
 # %% ../nbs/44_galleries.ipynb #90717bf3

@@ -169,7 +169,7 @@ def measure_text(model: Fromage, dialogues: Sequence[Dialogue]) -> dict[str, Ite
 def measure(model: Fromage, tower: VisionTower, pairs: Pairs, material: Material, amounts: Amounts) -> dict[str, Items]:
     """All measurements of a model."""
     names = {f"naming, {shots} shots: accuracy": Items(naming_hits(model, tower, shots, amounts.episodes).tolist())
-             for shots in (1, 2)}
+             for shots in (1, 2, 4)}
     return (measure_pairs(model, pairs, amounts.pairs) | measure_stories(model, first_stories(material.stories, amounts.stories))
             | measure_answers(model, material, amounts.answered) | measure_search(model, material, amounts.dialogues) | names
             | measure_text(model, material.dialogues[:amounts.dialogues]))

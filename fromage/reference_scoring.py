@@ -52,7 +52,9 @@ def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated:
 
 def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 100, repeated: float = 0.0, turns: int = 1,
                  words: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`; the first turn counts too."""
+    """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`; the first turn counts too.
+
+    `largest_difference` is relative to the largest log-likelihood."""
     parts = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
     model = Fromage(*parts, 24).eval()
     plain, image = PlainModel(model), torch.randn(24, generator=torch.Generator().manual_seed(seed))
@@ -68,6 +70,6 @@ def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 10
                                  [model.vocabulary.encode(option, bos=False) for option in options]) for text, options in talk]
 
     table = race(quick, slow, turns, idle=0)
-    furthest = max((a - b).abs().max().item() for a, b in zip(ours, other))
+    furthest = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, other))
     return table.assign(rounds=rounds, candidates=candidates, repeated=repeated, threads=torch.get_num_threads(),
                         largest_difference=furthest)

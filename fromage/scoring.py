@@ -101,6 +101,7 @@ class Context:
     @torch.no_grad()
     def read(self, prompt: Prompt) -> "Context":
         """Make `prompt` the one that is scored after; reads what differs from the one before."""
+        check_length(self.model, len(prompt.ids))  # first, so that a prompt that is refused changes nothing
         length = common_length(self.prompt, prompt, self.model.vocabulary.image_id)
         if length < len(self.prompt.ids):
             if self.forgetful or not length:
@@ -108,7 +109,6 @@ class Context:
                 length = 0
             else:
                 self.cache.crop(length - len(self.prompt.ids))
-        check_length(self.model, len(prompt.ids))
         self.prompt, self.states = prompt, self.states[:length]
         new = embed_prompt(self.model, prompt)[length:] if length < len(prompt.ids) else []
         if len(new):

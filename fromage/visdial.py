@@ -10,6 +10,7 @@ __all__ = ['CORRECTED', 'PUBLISHED', 'PROTOCOLS', 'DEFECTS', 'CHOICES', 'FORMS',
 # %% ../nbs/51_visdial.ipynb #69648864
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -201,13 +202,14 @@ def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0, sa
 # %% ../nbs/51_visdial.ipynb #72664bc1
 def compare_protocols(sums: np.ndarray, dialogues: Sequence[Dialogue], found: DialogueSet, seed: int = 0,
                       samples: int = 2000) -> dict[str, dict]:
-    """For every variant its metrics, and its MRR's and NDCG's difference from `corrected` with Holm's p-values."""
+    """For every variant its metrics, and each metric's difference from `corrected` with Holm's p-values over the variants."""
     values = {name: answer_values(choose_scores(sums, each), dialogues, found, each) for name, each in variants().items()}
     table, first = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}, values["corrected"]
-    series = {"MRR": ({name: reciprocal_ranks(each.ranks) for name, each in values.items()}, first.rank_groups,
-                      ROUNDS * found.problems.n_total),
-              "NDCG": ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups,
-                       found.dense_problems.n_total)}
+    of_ranks = {"MRR": reciprocal_ranks, **{f"R@{k}": partial(hits, k=k) for k in (1, 5, 10)}, "mean rank": np.asarray}
+    series = {metric: ({name: value(each.ranks) for name, each in values.items()}, first.rank_groups,
+                       ROUNDS * found.problems.n_total) for metric, value in of_ranks.items()}
+    series["NDCG"] = ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups,
+                      found.dense_problems.n_total)
     for metric, (by_name, groups, total) in series.items():
         pairs = [(name, "corrected") for name in by_name if name != "corrected" and "corrected" in by_name]
         for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples, total).values()):

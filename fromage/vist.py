@@ -96,7 +96,7 @@ def choose_stories(file: StoryFile, ids: Sequence[str], features: np.ndarray, li
     usable = [story for story in file.stories if there.issuperset(story.images)][:limit]
     if not usable:
         raise ValueError(f"{file.path}: none of {len(file.stories)} stories has all its images; {len(ids)} images could be read")
-    return StorySet(usable, len(file.stories) if limit is None else min(limit, len(file.stories)), list(ids), len(file.images),
+    return StorySet(usable, len(file.stories), list(ids), len(file.images),
                     torch.from_numpy(np.array(features, dtype=np.float32)))
 
 
