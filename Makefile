@@ -39,6 +39,7 @@ endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,pretrain_mini-mini,-p shipped_probes 200 -p held_out 1000))
 $(eval $(call report,eval_vist-mini,-p preset mini))
+$(eval $(call report,eval_vist-corrected,-p preset mini -p protocol corrected))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
 $(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification studies/paper.toml -p output data/runs/tell_stories-mini))
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))

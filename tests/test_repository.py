@@ -1,5 +1,6 @@
 """In a copy of the repository: clean and export change nothing, and papermill's tag survives cleaning."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
+from fromage.mini import check_manifest
 from house_rules import ROOT, read_notebooks, runs
 
 KEPT = ["nbs", "fromage", "settings.ini", "pyproject.toml", "setup.py", "README.md"]
@@ -88,3 +91,27 @@ def test_what_the_documents_link_to_is_there() -> None:
         text = (ROOT / document).read_text(encoding="utf-8")
         links = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"papermill (nbs/\S+)", text)
         assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_shipped_files_are_those_of_the_manifest() -> None:
+    """Nothing is changed, missing or beside them, and all of it is small."""
+    place = ROOT / "data" / "mini"
+    listed = json.loads((place / "manifest.json").read_text())["files"]
+    shipped = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()
+               and path.relative_to(place).parts[0] != "rendered" and path.name != "manifest.json" and path.name[0] != "."}
+    assert check_manifest(place) == [] and shipped == set(listed)
+    assert sum((place / name).stat().st_size for name in listed) <= 24 * 2**20
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They load the shipped checkpoint, answer about a picture and find images in a folder."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    (tmp_path / "folder" / "of" / "images").mkdir(parents=True)
+    for name in ("picture.jpg", "folder/of/images/a.png", "folder/of/images/b.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    code = code.replace("picture.jpg", str(tmp_path / "picture.jpg")).replace("folder/of/images", str(tmp_path / "folder/of/images"))
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    exec(code.replace("k=5", "k=2"), names)
+    assert isinstance(names["answer"], str) and names["answer"]
+    assert {name for name, _ in names["images"]} == {"a.png", "b.png"}
