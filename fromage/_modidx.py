@@ -177,6 +177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'fromage/conversation.py'),
                                       'fromage.conversation.Gallery.picture': ( 'conversation.html#gallery.picture',
                                                                                 'fromage/conversation.py'),
+                                      'fromage.conversation.match_gallery': ('conversation.html#match_gallery', 'fromage/conversation.py'),
                                       'fromage.conversation.open_gallery': ('conversation.html#open_gallery', 'fromage/conversation.py'),
                                       'fromage.conversation.seen_rows': ('conversation.html#seen_rows', 'fromage/conversation.py'),
                                       'fromage.conversation.show_images': ('conversation.html#show_images', 'fromage/conversation.py'),

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .conversation import Conversation
+from .conversation import Conversation, match_gallery
 from .dialogue import Dialogue, Step, ask, edit_last, export_json, import_json, regenerate, reset, transcript, undo
 from .page import EXAMPLES, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
 from .pictures import DialogueError, Picture, read_picture
@@ -168,7 +168,7 @@ def receive_dialogue(page: Page) -> None:
     """Goes on with an uploaded dialogue."""
     files, page.load.value = page.load.value, ()
     for file in files:
-        dialogue = import_json(bytes(file["content"]))
+        dialogue = match_gallery(import_json(bytes(file["content"])), page.conversation.gallery)
         page.controls.show(dialogue)
         change(page, dialogue, f"Loaded {file['name']}.")
 
