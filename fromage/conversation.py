@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from .assistant import Assistant
-from .checkpoint import Checkpoint
 from .config import resolve_path
 from .dialogue import PLAIN, QUESTIONS, Dialogue, Step, fit_context, give_answer, prompt_pieces
 from .galleries import load_index
@@ -48,13 +47,15 @@ class Gallery:
         return [self.picture(int(row)) for row in rows]
 
 
-def open_gallery(assistant: Assistant, images: str | Path, checkpoint: Checkpoint | None = None) -> Gallery | None:
-    """The gallery of a folder of images, or of a saved index (.safetensors); None for an empty name."""
+def open_gallery(assistant: Assistant, images: str | Path) -> Gallery | None:
+    """The gallery of a folder of images, or of a saved index (.safetensors); None for an empty name.
+
+    ValueError for an index of another checkpoint than the assistant's: it would find wrong images."""
     if not images:
         return None
     place = resolve_path(images)
     if place.suffix == ".safetensors":
-        return Gallery(load_index(place, checkpoint), resolve_path("."))
+        return Gallery(load_index(place, assistant.key), resolve_path("."))
     render_if_mini(str(images))
     return Gallery(assistant.index(place), place)
 
