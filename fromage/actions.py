@@ -65,6 +65,7 @@ def send(page: Page) -> None:
     current, text = page.controls.apply(page.dialogue), page.message.value
     pictures = [] if page.editing else [*page.attached]
     asked = edit_last(current, text) if page.editing else ask(current, text, pictures)
+    page.queue.clear()  # what somebody sends between two turns of an example ends it
     start(page, asked, draft=(text, pictures))
 
 # %% ../nbs/74_actions.ipynb #2a56d6fa
@@ -119,8 +120,8 @@ def finish(page: Page, done: Dialogue) -> None:
     if "[RET]" in "".join(piece for piece in answer if isinstance(piece, str)) and page.conversation.gallery is None:
         page.say("The model asked for an image, but there is no image index.", error=True)
     page.message.focus()
-    if page.queue and not stopped:
-        later(page, lambda: play_line(page))
+    if (queue := page.queue) and not stopped:
+        later(page, lambda: play_line(page) if queue is page.queue else None)  # meanwhile another example may have begun
 
 
 def fail(page: Page, problem: Exception, draft: Draft) -> None:
@@ -144,6 +145,7 @@ def change(page: Page, dialogue: Dialogue, text: str) -> None:
 def begin_editing(page: Page) -> None:
     """Puts the last question's words into the text field."""
     page.editing, page.message.value = True, page.dialogue.exchanges[-1].text
+    page.queue.clear()
     refresh(page)
     page.say("Change the words of the last question and send it again.")
     page.message.focus()
@@ -152,6 +154,7 @@ def begin_editing(page: Page) -> None:
 def try_again(page: Page) -> None:
     """Answers the last question once more."""
     asked = regenerate(page.controls.apply(page.dialogue))
+    page.queue.clear()
     start(page, asked)
     if not page.controls.decoding().temperature:
         page.say("At temperature 0 a reply is always the same; raise the temperature for another one.")
@@ -189,12 +192,16 @@ def play(page: Page, example: Example) -> None:
         raise DialogueError("This example needs an image index: give the notebook a folder of images.")
     page.controls.template.value = example.template.replace("\n", "\\n")
     change(page, Dialogue(template=example.template), example.about)
-    page.queue.extend(example.lines)
+    page.queue = [*example.lines]
     play_line(page)
 
 
 def play_line(page: Page) -> None:
-    """The next turn of an example, unless it was stopped; each picture is the seed's next choice."""
+    """The next turn of an example, unless it was stopped; each picture is the seed's next choice.
+
+    Another reply that is being written ends the example: two at once would overwrite each other."""
+    if page.busy:
+        page.queue.clear()
     if not page.queue:
         return
     line, pictures = page.queue.pop(0), []
