@@ -81,6 +81,8 @@ def start(page: Page, asked: Dialogue, bias: float | None = None, draft: Draft =
     """Answers the last question of a dialogue, in a thread where there is a loop to come back to.
 
     `draft`, what was typed and attached for it, leaves the fields, and returns where there is no answer."""
+    if page.busy:
+        raise DialogueError("A reply is being written; stop it first.")
     decoding = page.controls.decoding()
     decoding = decoding if bias is None else replace(decoding, ret_bias=bias)
     page.conversation.prompt(asked, decoding.max_new_tokens)  # fails here when it is too long
