@@ -567,6 +567,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fromage.naming.naming_pieces': ('naming.html#naming_pieces', 'fromage/naming.py'),
                                 'fromage.naming.scene_of': ('naming.html#scene_of', 'fromage/naming.py')},
             'fromage.page': { 'fromage.page.Example': ('page.html#example', 'fromage/page.py'),
+                              'fromage.page.Example.about': ('page.html#example.about', 'fromage/page.py'),
                               'fromage.page.Line': ('page.html#line', 'fromage/page.py'),
                               'fromage.page.Page': ('page.html#page', 'fromage/page.py'),
                               'fromage.page.Page.__init__': ('page.html#page.__init__', 'fromage/page.py'),

@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from .conversation import Conversation, match_gallery
 from .dialogue import Dialogue, Step, ask, edit_last, export_json, import_json, regenerate, reset, transcript, undo
-from .page import EXAMPLES, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
-from .pictures import DialogueError, Picture, read_picture
+from .page import EXAMPLES, FORCING, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
+from .pictures import DialogueError, Picture, read_picture, text_html
 from .widgets import answer_html, question_html
 
 # %% ../nbs/74_actions.ipynb #6d655084
@@ -86,7 +86,7 @@ def start(page: Page, asked: Dialogue, bias: float | None = None, draft: Draft =
     decoding = page.controls.decoding()
     decoding = decoding if bias is None else replace(decoding, ret_bias=bias)
     page.conversation.prompt(asked, decoding.max_new_tokens)  # fails here when it is too long
-    if page.conversation.gallery is None and decoding.max_rets and decoding.ret_bias >= 10:
+    if page.conversation.gallery is None and decoding.max_rets and decoding.ret_bias >= FORCING:
         raise DialogueError("There is no image index, so no image can be found. "
                             "Set the image bias to 0, or give the notebook a folder of images.")
     post = asyncio.get_running_loop().call_soon_threadsafe if page.threaded else lambda call, *values: call(*values)
@@ -140,6 +140,7 @@ def change(page: Page, dialogue: Dialogue, text: str) -> None:
     """Makes another dialogue the current one."""
     page.dialogue, page.editing = dialogue, False
     page.queue.clear()
+    page.about.value = ""
     refresh(page)
     page.say(text)
 
@@ -194,6 +195,7 @@ def play(page: Page, example: Example) -> None:
         raise DialogueError("This example needs an image index: give the notebook a folder of images.")
     page.controls.template.value = example.template.replace("\n", "\\n")
     change(page, Dialogue(template=example.template), example.about)
+    page.about.value = f'<div class="help">{text_html(example.about)}</div>'
     page.queue = [*example.lines]
     play_line(page)
 
