@@ -213,7 +213,7 @@ def play_line(page: Page) -> None:
         pictures, page.seed = page.conversation.gallery.choose(1, page.seed), page.seed + 1
     start(page, ask(page.controls.apply(page.dialogue), line.text, pictures), line.bias)
 
-
+# %% ../nbs/74_actions.ipynb #6c1f9b28
 def connect(page: Page) -> None:
     """Wires every button."""
     actions = {
@@ -228,6 +228,8 @@ def connect(page: Page) -> None:
     for button, example in zip(page.examples, EXAMPLES):
         button.on_click(lambda _, example=example: guard(page, lambda: play(page, example)))
     page.message.on_msg(lambda _, content, __: later(page, lambda: send(page)) if content.get("event") == "submit" else None)
+    length = page.controls.numbers["max_new_tokens"]
+    length.observe(lambda _: None if page.busy else refresh(page), "value")  # what a prompt holds depends on it
     page.upload.observe(lambda found: guard(page, lambda: receive(page)) if found["new"] else None, "value")
     page.load.observe(lambda found: guard(page, lambda: receive_dialogue(page)) if found["new"] else None, "value")
 

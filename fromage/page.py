@@ -151,7 +151,7 @@ def refresh(page: Page) -> None:
 
 
 def show_last_prompt(page: Page) -> int:
-    """Shows the prompt behind the last answer, or why there is none; returns how many exchanges it leaves out."""
+    """Shows `current_prompt`, or why there is none; returns how many exchanges it leaves out."""
     if not page.dialogue.exchanges:
         page.prompt.value = '<p class="help">Here the exact prompt of the latest reply will be shown.</p>'
         return 0
@@ -161,13 +161,14 @@ def show_last_prompt(page: Page) -> int:
         page.prompt.value = f'<p class="help">{text_html(f"There is no such prompt. {problem}")}</p>'
         return 0
     shown = show_prompt(page.conversation.assistant.model.vocabulary, prompt)
-    about = f"{len(prompt.ids)} tokens, each in brackets, that the latest reply continues:"
+    about = (f"{len(prompt.ids)} tokens, each in brackets: the prompt of the latest reply with the present settings. "
+             "Where Length was another one then, it may have held more or fewer of the oldest turns.")
     page.prompt.value = f'<div class="help">{about}</div><pre>{text_html(shown)}</pre>'
     return left_out
 
 
 def current_prompt(page: Page) -> tuple[Prompt, int]:
-    """The prompt behind the last answer, and how many exchanges it leaves out."""
+    """The prompt behind the last answer with the present settings, and how many exchanges it leaves out."""
     last = replace(page.dialogue.exchanges[-1], answer=None)
     dialogue = replace(page.dialogue, exchanges=(*page.dialogue.exchanges[:-1], last))
     return page.conversation.prompt(dialogue, page.controls.decoding().max_new_tokens)
