@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .conversation import Conversation
+from .conversation import Conversation, match_gallery
 from .dialogue import Dialogue, Step, ask, edit_last, export_json, import_json, regenerate, reset, transcript, undo
-from .page import EXAMPLES, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
-from .pictures import DialogueError, Picture, read_picture
+from .page import EXAMPLES, FORCING, Example, Page, attach, choose_pictures, refresh, show_attached, show_growing
+from .pictures import DialogueError, Picture, read_picture, text_html
 from .widgets import answer_html, question_html
 
 # %% ../nbs/74_actions.ipynb #6d655084
@@ -65,6 +65,7 @@ def send(page: Page) -> None:
     current, text = page.controls.apply(page.dialogue), page.message.value
     pictures = [] if page.editing else [*page.attached]
     asked = edit_last(current, text) if page.editing else ask(current, text, pictures)
+    page.queue.clear()  # what somebody sends between two turns of an example ends it
     start(page, asked, draft=(text, pictures))
 
 # %% ../nbs/74_actions.ipynb #2a56d6fa
@@ -80,10 +81,12 @@ def start(page: Page, asked: Dialogue, bias: float | None = None, draft: Draft =
     """Answers the last question of a dialogue, in a thread where there is a loop to come back to.
 
     `draft`, what was typed and attached for it, leaves the fields, and returns where there is no answer."""
+    if page.busy:
+        raise DialogueError("A reply is being written; stop it first.")
     decoding = page.controls.decoding()
     decoding = decoding if bias is None else replace(decoding, ret_bias=bias)
     page.conversation.prompt(asked, decoding.max_new_tokens)  # fails here when it is too long
-    if page.conversation.gallery is None and decoding.max_rets and decoding.ret_bias >= 10:
+    if page.conversation.gallery is None and decoding.max_rets and decoding.ret_bias >= FORCING:
         raise DialogueError("There is no image index, so no image can be found. "
                             "Set the image bias to 0, or give the notebook a folder of images.")
     post = asyncio.get_running_loop().call_soon_threadsafe if page.threaded else lambda call, *values: call(*values)
@@ -119,8 +122,8 @@ def finish(page: Page, done: Dialogue) -> None:
     if "[RET]" in "".join(piece for piece in answer if isinstance(piece, str)) and page.conversation.gallery is None:
         page.say("The model asked for an image, but there is no image index.", error=True)
     page.message.focus()
-    if page.queue and not stopped:
-        later(page, lambda: play_line(page))
+    if (queue := page.queue) and not stopped:
+        later(page, lambda: play_line(page) if queue is page.queue else None)  # meanwhile another example may have begun
 
 
 def fail(page: Page, problem: Exception, draft: Draft) -> None:
@@ -137,6 +140,7 @@ def change(page: Page, dialogue: Dialogue, text: str) -> None:
     """Makes another dialogue the current one."""
     page.dialogue, page.editing = dialogue, False
     page.queue.clear()
+    page.about.value = ""
     refresh(page)
     page.say(text)
 
@@ -144,6 +148,7 @@ def change(page: Page, dialogue: Dialogue, text: str) -> None:
 def begin_editing(page: Page) -> None:
     """Puts the last question's words into the text field."""
     page.editing, page.message.value = True, page.dialogue.exchanges[-1].text
+    page.queue.clear()
     refresh(page)
     page.say("Change the words of the last question and send it again.")
     page.message.focus()
@@ -152,6 +157,7 @@ def begin_editing(page: Page) -> None:
 def try_again(page: Page) -> None:
     """Answers the last question once more."""
     asked = regenerate(page.controls.apply(page.dialogue))
+    page.queue.clear()
     start(page, asked)
     if not page.controls.decoding().temperature:
         page.say("At temperature 0 a reply is always the same; raise the temperature for another one.")
@@ -168,7 +174,7 @@ def receive_dialogue(page: Page) -> None:
     """Goes on with an uploaded dialogue."""
     files, page.load.value = page.load.value, ()
     for file in files:
-        dialogue = import_json(bytes(file["content"]))
+        dialogue = match_gallery(import_json(bytes(file["content"])), page.conversation.gallery)
         page.controls.show(dialogue)
         change(page, dialogue, f"Loaded {file['name']}.")
 
@@ -189,12 +195,17 @@ def play(page: Page, example: Example) -> None:
         raise DialogueError("This example needs an image index: give the notebook a folder of images.")
     page.controls.template.value = example.template.replace("\n", "\\n")
     change(page, Dialogue(template=example.template), example.about)
-    page.queue.extend(example.lines)
+    page.about.value = f'<div class="help">{text_html(example.about)}</div>'
+    page.queue = [*example.lines]
     play_line(page)
 
 
 def play_line(page: Page) -> None:
-    """The next turn of an example, unless it was stopped; each picture is the seed's next choice."""
+    """The next turn of an example, unless it was stopped; each picture is the seed's next choice.
+
+    Another reply that is being written ends the example: two at once would overwrite each other."""
+    if page.busy:
+        page.queue.clear()
     if not page.queue:
         return
     line, pictures = page.queue.pop(0), []
@@ -202,7 +213,7 @@ def play_line(page: Page) -> None:
         pictures, page.seed = page.conversation.gallery.choose(1, page.seed), page.seed + 1
     start(page, ask(page.controls.apply(page.dialogue), line.text, pictures), line.bias)
 
-
+# %% ../nbs/74_actions.ipynb #6c1f9b28
 def connect(page: Page) -> None:
     """Wires every button."""
     actions = {
@@ -217,6 +228,8 @@ def connect(page: Page) -> None:
     for button, example in zip(page.examples, EXAMPLES):
         button.on_click(lambda _, example=example: guard(page, lambda: play(page, example)))
     page.message.on_msg(lambda _, content, __: later(page, lambda: send(page)) if content.get("event") == "submit" else None)
+    length = page.controls.numbers["max_new_tokens"]
+    length.observe(lambda _: None if page.busy else refresh(page), "value")  # what a prompt holds depends on it
     page.upload.observe(lambda found: guard(page, lambda: receive(page)) if found["new"] else None, "value")
     page.load.observe(lambda found: guard(page, lambda: receive_dialogue(page)) if found["new"] else None, "value")
 

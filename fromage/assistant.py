@@ -17,18 +17,20 @@ from .backbones import VisionTower
 from .checkpoint import load_checkpoint, load_model, load_tower
 from .config import resolve_path
 from .features import FeatureStore, extract_features
+from .galleries import checkpoint_key
 from .generation import generate_ids, stop_ids
 from .model import RET, Fromage
 from .prompts import Piece, build_prompt
-from .retrieval import ImageIndex, build_index, embed_queries
+from .retrieval import ImageIndex, embed_queries, index_features
 from .sources import ImageFolder
 
 # %% ../nbs/45_assistant.ipynb #3922fc4b
 @dataclass(frozen=True)
 class Assistant:
-    """A grounded model and its vision tower."""
+    """A grounded model, its vision tower, and the key of the checkpoint: only indexes with that key belong to it."""
     model: Fromage
     tower: VisionTower
+    key: str
 
     def encode(self, image: Image.Image) -> Tensor:
         """The pooled features (V,) of one image."""
@@ -49,7 +51,7 @@ class Assistant:
     def index(self, images: str | Path, store: str | Path | None = None) -> ImageIndex:
         """The index of all images below a folder, made of their `features`."""
         found = self.features(images, store)
-        return build_index(self.model, found.ids, found.features)
+        return index_features(self.model.image_map, found.ids, found.features, key=self.key)
 
     def find(self, pieces: Sequence[Piece], index: ImageIndex, k: int = 5) -> list[tuple[str, float]]:
         """Ids and cosines of the `k` images that best answer the pieces, best first."""
@@ -61,4 +63,4 @@ class Assistant:
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:
     """The assistant of a checkpoint's path, with the two frozen networks that it was trained with."""
     found = load_checkpoint(resolve_path(checkpoint))
-    return Assistant(load_model(found, device), load_tower(found, device))
+    return Assistant(load_model(found, device), load_tower(found, device), checkpoint_key(found))

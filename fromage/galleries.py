@@ -59,8 +59,8 @@ def save_index(index: ImageIndex, path: str | Path) -> Path:
                         {"checkpoint": index.key, "table": hash_file(path.with_suffix(".tsv"))})
 
 
-def load_index(path: str | Path, checkpoint: Checkpoint | None = None) -> ImageIndex:
-    """The index at `path`; ValueError when it is not whole or belongs to another checkpoint than the one given."""
+def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None) -> ImageIndex:
+    """The index at `path`; ValueError when it is not whole or of another checkpoint than the one given, itself or its key."""
     path = resolve_path(path)
     tensors, header = load_tensors(path, "image index")
     table = path.with_suffix(".tsv")
@@ -68,9 +68,10 @@ def load_index(path: str | Path, checkpoint: Checkpoint | None = None) -> ImageI
         reason = "another table" if table.is_file() else "no such file"
         raise ValueError(f"{table}: {reason}; the table written with {path.name} is needed")
     columns = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
-    if checkpoint is not None and header["checkpoint"] != checkpoint_key(checkpoint):
+    key = checkpoint_key(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
+    if key is not None and header["checkpoint"] != key:
         raise ValueError(f"{path}: an index of another checkpoint ({header['checkpoint'][:12] or 'unknown'}) than the one loaded "
-                         f"({checkpoint_key(checkpoint)[:12]}); make it again with index_folder")
+                         f"({key[:12]}); make it again with index_folder")
     paths = columns["path"].tolist()
     return ImageIndex(columns["id"].tolist(), tensors["embeddings"], paths if any(paths) else [], header["checkpoint"])
 

@@ -198,8 +198,8 @@ def generate(model: Fromage, prompts: Sequence[Prompt], decoding: Decoding = Dec
     generators = [torch.Generator().manual_seed(decoding.seed + row) for row in range(len(prompts))]
     while active := [row for row, reply in enumerate(replies) if not reply.ended]:
         steered = steer_ret(decoder.logits, ret, decoding)
-        own, moved = (logits.softmax(-1)[:, ret].tolist() for logits in (decoder.logits, steered))
         steered[[row for row in active if not may_show(replies[row], decoding)], ret] = -torch.inf
+        own, moved = (logits.softmax(-1)[:, ret].tolist() for logits in (decoder.logits, steered))
         ids = choose_ids(steered, decoding, generators)
         tokens = ids.tolist()
         for row in active:

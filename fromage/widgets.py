@@ -143,7 +143,7 @@ def probability_plot(steps: Sequence[Step]) -> str:
             f'viewBox="0 -16 {width} {height + 62}"><text x="2" y="-4" font-size="11">P([RET])</text>'
             f'{lines}{"".join(bars)}</svg></div>'
             '<p class="help">Dark: the model\'s own probability of [RET] in the place of each token. '
-            "Light: after the image bias.</p>")
+            "Light: after the image bias; 0 where [RET] is not allowed (0 image points, or too few words so far).</p>")
 
 # %% ../nbs/72_widgets.ipynb #1df80097
 HELP = {
