@@ -140,7 +140,7 @@ class ApproximateIndex:
 
     def search(self, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None = None,
                chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """As `ImageIndex.search` (`chunk` changes nothing here); where the cells hold fewer than k images the last rows are -1."""
+        """As `ImageIndex.search` (`chunk` changes nothing here); where cells hold fewer than k images the last rows are -1."""
         check_search(self.exact, queries, k, exclude)
         exclude = exclude or [()] * len(queries)
         wanted = min(len(self.exact), k + max(len(set(rows)) for rows in exclude))
