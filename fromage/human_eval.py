@@ -55,7 +55,7 @@ class Specification(Section):
     training_items: int = setting(2, "items with feedback before the first story", 0, 100)
     attention_checks: int = setting(2, "items that ask for one option in words", 0, 100)
     gold_items: int = setting(2, "items with a known answer, not announced", 0, 100)
-    seed: int = setting(0, "of the stories' choice and of all orders", 0, 2**31 - 1)
+    seed: int = setting(0, "of the stories' choice and of who rates which", 0, 2**31 - 1)
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
