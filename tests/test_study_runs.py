@@ -1,0 +1,47 @@
+"""The runs around a rating study, where there is nothing to analyse or nobody is left, and what is refused before any story is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fromage.blinding import ensure_practice
+from fromage.rating_tables import NOBODY_LEFT
+from fromage.ratings import header_of, ratings_path
+from fromage.studies import Study
+from papermill_runs import run_notebook
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return ensure_practice(tmp_path_factory.mktemp("practice") / "study", secret="fixed")
+
+
+def analyse(study: Study, folder: Path, **parameters: object) -> dict:
+    """The variables of `analyse_ratings` over people's answers."""
+    places = {"study": str(study.folder), "output": str(folder / "analysis"), "report": str(folder / "report")}
+    return run_notebook("analyse_ratings", simulated=False, **places | parameters)
+
+
+def answer_in_haste(study: Study, folder: Path) -> None:
+    """Answers of every rater, each too quick for the rules."""
+    folder.mkdir()
+    for code, visits in study.plan.items():
+        lines = [{"kind": "answer", "item": visit.item, "criterion": each.name, "value": visit.options[place % 3], "place": place,
+                  "options": visit.options, "revision": 0, "seconds": 0.1, "time": ""}
+                 for place, visit in enumerate(visits) for each in study.specification.criteria]
+        (folder / ratings_path(study, code).name).write_text(
+            "".join(json.dumps(line) + "\n" for line in [header_of(study, code), *lines]))
+
+
+def test_no_answers_are_an_error(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no answer to a rated item is left"):
+        analyse(study, tmp_path, ratings=str(tmp_path))
+
+
+def test_results_over_excluded_raters_say_so(study: Study, tmp_path: Path) -> None:
+    answer_in_haste(study, tmp_path / "ratings")
+    found = analyse(study, tmp_path, ratings=str(tmp_path / "ratings"))
+    assert "Nobody is left" in found["warning"] and all(code in found["warning"] for code in study.plan)
+    metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
+    assert metrics and all(name.startswith(NOBODY_LEFT) for name in metrics)
+    assert (tmp_path / "analysis" / "tables.tex").read_text().count(NOBODY_LEFT) >= 3
