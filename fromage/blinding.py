@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'PRACTICE', 'Names', 'scramble', 'words_of', 'told_by_all', 'compared_systems', 'Builder', 'merge_words',
-           'add_rated', 'add_checks', 'plan_rater', 'clear_place', 'build_study', 'practice_tellings',
-           'ensure_practice']
+           'add_rated', 'add_checks', 'plan_rater', 'refuse_answers', 'check_study', 'check_stories', 'clear_place',
+           'build_study', 'practice_tellings', 'ensure_practice']
 
 # %% ../nbs/78_blinding.ipynb #a3dbed06
 import itertools
@@ -201,10 +201,33 @@ def plan_rater(builder: Builder, number: int, own: Sequence[str], rng: random.Ra
     return visits
 
 # %% ../nbs/78_blinding.ipynb #f74b9db1
-def clear_place(folder: Path) -> None:
-    """Removes what an earlier build left; ValueError where the folder holds answers."""
+def refuse_answers(folder: Path) -> None:
+    """ValueError where a folder holds answers."""
     if any(folder.glob("ratings/*.jsonl")):
         raise ValueError(f"{folder}: holds answers to a study; name another folder, so that they do not lose their questions")
+
+
+def check_study(specification: Specification, written: Mapping[str, int], folder: str | Path) -> None:
+    """ValueError where these systems (name -> sentences that it writes) cannot make the study, or the folder holds answers."""
+    if missing := [name for name in specification.systems if name not in written]:
+        raise ValueError(f"systems: no story by {missing[0]!r}; there are {'; '.join(written)}")
+    counts = {name: written[name] for name in specification.systems}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"systems: {counts}: allowed are systems that write equally many sentences")
+    refuse_answers(resolve_path(folder))
+
+
+def check_stories(specification: Specification, stories: int) -> None:
+    """ValueError where there are too few stories for the study's items and checks."""
+    parts = {name: getattr(specification, name) for name in ("items", "training_items", "gold_items", "attention_checks")}
+    if (wanted := sum(parts.values())) > stories:
+        asked = ", ".join(f"{name} = {count}" for name, count in parts.items())
+        raise ValueError(f"{asked}: {wanted} stories are needed and there are {stories}; ask for fewer or tell more")
+
+# %% ../nbs/78_blinding.ipynb #befa70b7
+def clear_place(folder: Path) -> None:
+    """Removes what an earlier build left; ValueError where the folder holds answers."""
+    refuse_answers(folder)
     (folder / "study.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
 

@@ -92,8 +92,8 @@ def main_results(findings: Mapping[str, Findings], out: Mapping[str, Sequence[st
     if name != NOBODY_LEFT:
         return "", found, ""
     reasons = "; ".join(f"{rater}: {', '.join(out[rater])}" for rater in out)
-    return f"{name}: ", found, (f"**Nobody is left.** The rules exclude every rater with answers to rated items ({reasons}). What "
-                                "follows counts everyone all the same and is labelled so; it is no result of the study.")
+    return f"{name}: ", found, (f"**Nobody is left.** The rules exclude every rater with answers to rated items ({reasons}). "
+                                "What follows counts everyone all the same and is labelled so; it is no result of the study.")
 
 # %% ../nbs/84_rating_tables.ipynb #e600671a
 def share_table(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> ResultTable:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fromage.blinding import ensure_practice
+from fromage.config import resolve_path
 from fromage.rating_tables import NOBODY_LEFT
 from fromage.ratings import header_of, ratings_path
 from fromage.studies import Study
@@ -45,3 +46,22 @@ def test_results_over_excluded_raters_say_so(study: Study, tmp_path: Path) -> No
     metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
     assert metrics and all(name.startswith(NOBODY_LEFT) for name in metrics)
     assert (tmp_path / "analysis" / "tables.tex").read_text().count(NOBODY_LEFT) >= 3
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("gold_items = 2", "gold_item = 2", "unknown parameter 'gold_item'"),
+    ("FROMAGe, 5th image, greedy", "FROMAGe, 6th image, greedy", "no story by 'FROMAGe, 6th image, greedy'; there are human"),
+    ("FROMAGe, 5th image, greedy", "human, whole story", "equally many sentences"),
+    ("items = 24", "items = 7", "13 stories are needed and there are 12"), ("", "", "holds answers to a study")])
+def test_a_study_that_cannot_be_made_stops_before_any_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str,
+                                                           message: str) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a story is told")
+    monkeypatch.setattr("fromage.storytelling.tell_stories", refuse)
+    path = tmp_path / "specification.toml"
+    path.write_text(resolve_path("studies/paper.toml").read_text().replace(old, new, 1))
+    if not old:
+        (tmp_path / "study" / "ratings").mkdir(parents=True)
+        (tmp_path / "study" / "ratings" / "ABC-DEF.jsonl").touch()
+    with pytest.raises(ValueError, match=message):
+        run_notebook("tell_stories", specification=str(path), output=str(tmp_path), report=str(tmp_path / "report"))
