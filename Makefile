@@ -1,7 +1,7 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
-# make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/tell_stories-mini/study PORT=8867
+# make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
