@@ -40,8 +40,10 @@ def make_line(study: Study, key: Key, rater: str, simulated: bool, line: Mapping
     try:
         item, options, value = study.items[line["item"]], list(line["options"]), line["value"]
         about, names = key[item.id], {each.name for each in study.specification.criteria}
-        if set(options) != set(item.options) or value not in (*options, TIE) or line["criterion"] not in names:
+        if set(options) != set(item.options) or line["criterion"] not in names:
             raise ValueError("options or criterion of another item")
+        if value not in (allowed := (*options, *(TIE,) * study.specification.ties)):
+            raise ValueError(f"value {value!r}; allowed is one of {', '.join(allowed)}")
         systems = {option: label_systems(about["systems"][option]) for option in options}
         return {"study": study.hash, "rater": rater, "simulated": simulated, "item": item.id, "kind": about["kind"],
                 "story": about["story"], "order": line["place"], "options": json.dumps(options),
