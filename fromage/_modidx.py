@@ -646,6 +646,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'fromage/rating_tables.py'),
                                        'fromage.rating_tables.main_results': ( 'rating_tables.html#main_results',
                                                                                'fromage/rating_tables.py'),
+                                       'fromage.rating_tables.name_scale': ('rating_tables.html#name_scale', 'fromage/rating_tables.py'),
                                        'fromage.rating_tables.plot_shares': ('rating_tables.html#plot_shares', 'fromage/rating_tables.py'),
                                        'fromage.rating_tables.rater_table': ('rating_tables.html#rater_table', 'fromage/rating_tables.py'),
                                        'fromage.rating_tables.share_table': ('rating_tables.html#share_table', 'fromage/rating_tables.py')},

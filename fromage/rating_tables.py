@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMULATED', 'Both', 'NOBODY_LEFT', 'ResultTable', 'Findings', 'find_results', 'find_both', 'main_results',
-           'share_table', 'difference_table', 'agreement_table', 'rater_table', 'plot_shares']
+           'name_scale', 'share_table', 'difference_table', 'agreement_table', 'rater_table', 'plot_shares']
 
 # %% ../nbs/84_rating_tables.ipynb #b0ddf006
 from collections.abc import Mapping, Sequence
@@ -96,12 +96,18 @@ def main_results(findings: Mapping[str, Findings], out: Mapping[str, Sequence[st
                                 "What follows counts everyone all the same and is labelled so; it is no result of the study.")
 
 # %% ../nbs/84_rating_tables.ipynb #e600671a
+def name_scale(specification: Specification) -> str:
+    """What the scores of a study's scale are."""
+    if specification.scale == "choice":
+        return "share of choices (%)"
+    return "win rate (%), ties half" if specification.ties else "win rate (%)"
+
+
 def share_table(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> ResultTable:
     """Share of choices, or win rate, by question and system."""
-    word = "share of choices (%)" if specification.scale == "choice" else "win rate (%), ties half"
     lines = [(f"{question}: {system}", *(format_value(found.shares[question].get(system)) for found in findings.values()))
              for question in (each.name for each in specification.criteria) for system in specification.systems]
-    return ResultTable(word, ("question and system", *findings), tuple(lines), simulated)
+    return ResultTable(name_scale(specification), ("question and system", *findings), tuple(lines), simulated)
 
 
 def difference_table(findings: Mapping[str, Findings], simulated: bool) -> ResultTable:
@@ -131,8 +137,8 @@ def rater_table(answers: pd.DataFrame, specification: Specification, simulated: 
     return ResultTable("raters", ("rater", *measures.columns, "outcome"), tuple(lines), simulated)
 
 # %% ../nbs/84_rating_tables.ipynb #f1bb0d2b
-def plot_shares(findings: Mapping[str, Findings], simulated: bool) -> Figure:
-    """Bars of the first findings' shares by question, one colour a system."""
+def plot_shares(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> Figure:
+    """Bars of the first findings' shares, or win rates, by question, one colour a system."""
     name, found = next(iter(findings.items()))
     title = "\n".join([SIMULATED] * simulated + [name] * (name == NOBODY_LEFT))
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
@@ -145,7 +151,7 @@ def plot_shares(findings: Mapping[str, Findings], simulated: bool) -> Figure:
         errors = [[max(0.0, each.value - each.low) for _, each in own], [max(0.0, each.high - each.value) for _, each in own]]
         axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, label=system)
     axes.set_xticks(range(len(questions)), questions)
-    axes.set(ylabel="share of choices (%)", ylim=(0, None), title=title)
+    axes.set(ylabel=name_scale(specification), ylim=(0, None), title=title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     plt.close(figure)
     return figure
