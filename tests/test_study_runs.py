@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from fromage.blinding import ensure_practice
 from fromage.config import resolve_path
+from fromage.judgements import export_table, read_ratings
 from fromage.rating_tables import NOBODY_LEFT
 from fromage.ratings import header_of, ratings_path
-from fromage.studies import Study
+from fromage.studies import Study, open_key
 from papermill_runs import run_notebook
 
 
@@ -39,9 +40,17 @@ def test_no_answers_are_an_error(study: Study, tmp_path: Path) -> None:
         analyse(study, tmp_path, ratings=str(tmp_path))
 
 
+@pytest.mark.parametrize("given", [{"label_studio": "none.json"}, {"answers": "none.csv"}])
+def test_a_file_that_is_not_there_is_named(study: Study, tmp_path: Path, given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given.values()))}: no "):
+        analyse(study, tmp_path, **given)
+
+
 def test_results_over_excluded_raters_say_so(study: Study, tmp_path: Path) -> None:
+    """The answers come from a table that was exported, so that this way is tried too."""
     answer_in_haste(study, tmp_path / "ratings")
-    found = analyse(study, tmp_path, ratings=str(tmp_path / "ratings"))
+    answers, _ = read_ratings(study, open_key(study), tmp_path / "ratings")
+    found = analyse(study, tmp_path, answers=str(export_table(answers, tmp_path / "answers.csv")))
     assert "Nobody is left" in found["warning"] and all(code in found["warning"] for code in study.plan)
     metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
     assert metrics and all(name.startswith(NOBODY_LEFT) for name in metrics)
