@@ -66,6 +66,7 @@ class Telling:
     prompts: tuple[str, ...]
     raw: tuple[str, ...]
     ended: tuple[str, ...]
+    seeds: tuple[int, ...]
 
 
 HUMAN = "human"
@@ -82,7 +83,7 @@ def human_telling(story: Story, whole: bool = False) -> Telling:
     """The control: what a person wrote."""
     wrote = STORY_LENGTH if whole else 1
     return Telling(story.id, story.album, f"{HUMAN}, whole story" if whole else HUMAN, HUMAN, "", HUMAN, {}, story.images,
-                   story.captions, story.captions, wrote, (), (), (), ())
+                   story.captions, story.captions, wrote, (), (), (), (), ())
 
 # %% ../nbs/52_storytelling.ipynb #7128b777
 def first_sentence(text: str) -> str:
@@ -123,7 +124,7 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
     images: list[list[Tensor]] = [[stories.features[row] for row in places] for places in stories.places]
     told = [list(story.captions[:rules.given]) for story in stories.stories]
     names = [[f"<image {name}>" for name in story.images] for story in stories.stories]
-    given, prompts, raw, ended = ([[] for _ in told] for _ in range(4))
+    given, prompts, raw, ended, seeds = ([[] for _ in told] for _ in range(5))
     for number in progress(range(rules.given, STORY_LENGTH), label=f"{condition}, {decoding}"):
         pieces = [story_pieces(rules, *both) for both in zip(told, images)]
         for row, words in enumerate(story_pieces(rules, *both) for both in zip(told, names)):
@@ -134,11 +135,12 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
             prompts[row].append(prompt)
             raw[row].append(reply.text)
             ended[row].append(reply.ended)
+            seeds[row] += [drawn.seed + row] * (drawn.temperature > 0)
     system = f"{teller.name}, {condition}, {decoding}"
     return [Telling(story.id, story.album, system, teller.name, teller.checkpoint, condition, asdict(settings) | {"row": row},
                     story.images, story.captions, tuple(told[row]), STORY_LENGTH - rules.given, tuple(given[row]),
-                    tuple(prompts[row]),
-                    tuple(raw[row]), tuple(ended[row])) for row, story in enumerate(stories.stories)]
+                    tuple(prompts[row]), tuple(raw[row]), tuple(ended[row]), tuple(seeds[row]))
+            for row, story in enumerate(stories.stories)]
 
 # %% ../nbs/52_storytelling.ipynb #0602cb23
 def save_tellings(path: str | Path, tellings: Sequence[Telling]) -> Path:
