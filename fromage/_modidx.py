@@ -629,6 +629,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fromage.rating_page.make_button': ('rating_page.html#make_button', 'fromage/rating_page.py'),
                                      'fromage.rating_page.question_box': ('rating_page.html#question_box', 'fromage/rating_page.py'),
                                      'fromage.rating_page.refresh': ('rating_page.html#refresh', 'fromage/rating_page.py'),
+                                     'fromage.rating_page.serve_study': ('rating_page.html#serve_study', 'fromage/rating_page.py'),
                                      'fromage.rating_page.show_item': ('rating_page.html#show_item', 'fromage/rating_page.py'),
                                      'fromage.rating_page.story_html': ('rating_page.html#story_html', 'fromage/rating_page.py')},
             'fromage.rating_tables': { 'fromage.rating_tables.Findings': ('rating_tables.html#findings', 'fromage/rating_tables.py'),
