@@ -46,13 +46,14 @@ def choice_counts(answers: pd.DataFrame, criterion: str) -> np.ndarray:
 
 # %% ../nbs/82_agreement.ipynb #a8a590b5
 def rater_measures(answers: pd.DataFrame) -> pd.DataFrame:
-    """Rater -> share of attention checks and gold answered rightly, median seconds, largest share at one position, answers."""
+    """Rater -> shares of attention checks and gold answered rightly, median seconds from a screen's appearance to an answer,
+    largest share at one position, answers."""
     final, rows = answers[answers["final"]], {}
     for rater, own in final.groupby("rater"):
         rated = own[own["kind"] == "rated"]
         checks = {f"{kind} right": own[own["kind"] == kind]["right"].astype(float).mean() for kind in ("attention", "gold")}
         sides = rated[rated["side"] >= 0]["side"].value_counts(normalize=True)
-        rows[rater] = checks | {"median seconds": rated["seconds"].median(),
+        rows[rater] = checks | {"median seconds since shown": rated["seconds"].median(),
                                 "most at one side": sides.max() if len(sides) else np.nan, "answers": len(rated)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -60,7 +61,7 @@ def rater_measures(answers: pd.DataFrame) -> pd.DataFrame:
 def exclusions(answers: pd.DataFrame, rules: Rules) -> dict[str, list[str]]:
     """Rater -> the rules that leave it out, of all raters with any."""
     limits = (("attention right", "<", rules.least_attention), ("gold right", "<", rules.least_gold),
-              ("median seconds", "<", rules.least_seconds), ("most at one side", ">", rules.most_one_side))
+              ("median seconds since shown", "<", rules.least_seconds), ("most at one side", ">", rules.most_one_side))
     found: dict[str, list[str]] = {}
     for rater, row in rater_measures(answers).iterrows():
         for name, sign, limit in limits:

@@ -36,7 +36,7 @@ class Rules(Section):
     """A rater whom any of these hits is left out of the main results."""
     least_attention: float = setting(0.75, "share of attention checks answered rightly, at least", 0.0, 1.0)
     least_gold: float = setting(0.5, "share of gold items answered rightly, at least", 0.0, 1.0)
-    least_seconds: float = setting(1.5, "median seconds per answer, at least", 0.0, 600.0)
+    least_seconds: float = setting(1.5, "median seconds from a screen's appearance to an answer, at least", 0.0, 600.0)
     most_one_side: float = setting(0.9, "share of choices at one position, at most", 0.0, 1.0)
 
 # %% ../nbs/53_human_eval.ipynb #7560ffab
@@ -55,7 +55,7 @@ class Specification(Section):
     training_items: int = setting(2, "items with feedback before the first story", 0, 100)
     attention_checks: int = setting(2, "items that ask for one option in words", 0, 100)
     gold_items: int = setting(2, "items with a known answer, not announced", 0, 100)
-    seed: int = setting(0, "of the stories' choice and of all orders", 0, 2**31 - 1)
+    seed: int = setting(0, "of the stories' choice and of who rates which", 0, 2**31 - 1)
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Key', 'label_systems', 'make_line', 'make_table', 'read_file', 'read_ratings', 'is_parquet',
-           'export_table', 'import_table', 'label_config', 'label_tasks', 'write_label_studio', 'label_answers']
+           'export_table', 'import_table', 'label_config', 'label_tasks', 'write_label_studio', 'label_answers',
+           'read_label_studio', 'find_answers']
 
 # %% ../nbs/81_judgements.ipynb #58b51edd
 import json
@@ -40,8 +41,10 @@ def make_line(study: Study, key: Key, rater: str, simulated: bool, line: Mapping
     try:
         item, options, value = study.items[line["item"]], list(line["options"]), line["value"]
         about, names = key[item.id], {each.name for each in study.specification.criteria}
-        if set(options) != set(item.options) or value not in (*options, TIE) or line["criterion"] not in names:
+        if set(options) != set(item.options) or line["criterion"] not in names:
             raise ValueError("options or criterion of another item")
+        if value not in (allowed := (*options, *(TIE,) * study.specification.ties)):
+            raise ValueError(f"value {value!r}; allowed is one of {', '.join(allowed)}")
         systems = {option: label_systems(about["systems"][option]) for option in options}
         return {"study": study.hash, "rater": rater, "simulated": simulated, "item": item.id, "kind": about["kind"],
                 "story": about["story"], "order": line["place"], "options": json.dumps(options),
@@ -116,10 +119,12 @@ def export_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 def import_table(study: Study, path: str | Path) -> pd.DataFrame:
     """Reads what `export_table` wrote; ValueError where it is of another study or no such table."""
-    if is_parquet(path):
-        table = parquet_files.read_table(path).to_pandas()
-    else:
-        table = pd.read_csv(path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
+    path, parquet = resolve_path(path), is_parquet(path)
+    try:
+        table = parquet_files.read_table(path).to_pandas() if parquet else pd.read_csv(
+            path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no table of answers ({error}); allowed is what export_table wrote") from None
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"{path}: columns {', '.join(table.columns)}; allowed are {', '.join(COLUMNS)}")
     if strangers := set(table["study"]) - {study.hash}:
@@ -188,3 +193,34 @@ def label_answers(study: Study, key: Key, exported: list[dict[str, Any]]) -> tup
                 except (KeyError, TypeError, ValueError, IndexError):
                     problems["annotation that fits no task"] += 1
     return make_table(lines), {reason: count for reason, count in problems.items() if count}
+
+# %% ../nbs/81_judgements.ipynb #605800b4
+def read_label_studio(study: Study, key: Key, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
+    """As `label_answers`, of a file; ValueError names it where it is no export."""
+    try:
+        exported = json.loads(resolve_path(path).read_text(encoding="utf-8"))
+        if not isinstance(exported, list):
+            raise ValueError(f"a list of tasks is missing, here is {type(exported).__name__}")
+        for number, task in enumerate(exported):
+            if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+                raise ValueError(f"entry {number} is no task with data")
+            if not all(isinstance(each, dict) and isinstance(each.get("result"), list) for each in task.get("annotations", [])):
+                raise ValueError(f"an annotation of task {number} has no list of results")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no JSON export of Label Studio ({error}); allowed is a list of tasks with data and "
+                         "annotations") from None
+    return label_answers(study, key, exported)
+
+
+def find_answers(study: Study, key: Key, ratings: str | Path = "", label_studio: str | Path = "",
+                 table: str | Path = "") -> tuple[pd.DataFrame, dict[str, int]]:
+    """All answers and what could not be used: of a folder of ratings (empty: the study's), an export of Label Studio, or a table
+    that `export_table` wrote. ValueError where several are named."""
+    if sum(map(bool, (ratings, label_studio, table))) > 1:
+        raise ValueError(f"ratings = {str(ratings)!r}, label_studio = {str(label_studio)!r}, answers = {str(table)!r}: "
+                         "allowed is one of them")
+    if table:
+        return import_table(study, table), {}
+    if label_studio:
+        return read_label_studio(study, key, label_studio)
+    return read_ratings(study, key, resolve_path(ratings) if ratings else None)

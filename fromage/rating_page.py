@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOOKS', 'KEYS', 'keyboard', 'story_html', 'question_box', 'feedback_html', 'RatingPage', 'make_button', 'refresh',
-           'show_item']
+           'show_item', 'serve_study']
 
 # %% ../nbs/80_rating_page.ipynb #5b444ed5
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 from IPython.display import Javascript
@@ -17,7 +17,7 @@ from ipywidgets import Box, Button, Text, VBox
 from .human_eval import Criterion
 from .ratings import TIE, RatingError, Session, agree, answer, go, is_complete, move
 from .serving import note, serve_run, status_html
-from .studies import Study
+from .studies import Study, open_study
 
 # %% ../nbs/80_rating_page.ipynb #403f17b6
 LOOKS = """<style>
@@ -185,6 +185,12 @@ def show_item(page: RatingPage, session: Session) -> None:
     row = Box([back, forth, make_button(page, "Pause", page.leave)], layout={"flex_flow": "row wrap"})
     page.body.children = [note(head + story_html(page.study, session)), *questions, note(feedback_html(session)), row]
 
+# %% ../nbs/80_rating_page.ipynb #bc5684fc
+def serve_study(arguments: Sequence[str] | None = None) -> None:
+    """The command line of `make rate`; ends with a message where the folder holds no study."""
+    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, idle=60, arguments=arguments,
+              check=lambda given: open_study(given["study"]) if "study" in given else None)
+
 # %% ../nbs/80_rating_page.ipynb #0a85a89b
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.rating_page`, not this notebook
-    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, idle=60)
+    serve_study()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'sync', 'atomic_path', 'portable_path', 'to_plain', 'write_text', 'write_json', 'hash_file', 'hash_value',
-           'hash_folder', 'read_git', 'read_versions', 'read_processor', 'read_machine', 'RunRecord', 'start_record',
-           'load_record', 'Progress', 'progress']
+           'hash_folder', 'hash_path', 'read_git', 'read_versions', 'read_processor', 'read_machine', 'RunRecord',
+           'start_record', 'load_record', 'Progress', 'progress']
 
 # %% ../nbs/01_records.ipynb #3c3c31ee
 import hashlib
@@ -115,6 +115,11 @@ def hash_folder(path: str | Path) -> str:
     files = (item for item in path.rglob("*") if item.is_file() and not item.name.startswith(".tmp-"))
     return hash_value({item.relative_to(path).as_posix(): hash_file(item) for item in files})
 
+
+def hash_path(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files below a folder, in hex."""
+    return hash_folder(path) if Path(path).is_dir() else hash_file(path)
+
 # %% ../nbs/01_records.ipynb #7aca456e
 PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "numpy", "safetensors", "pillow",
             "sacrebleu")
@@ -197,7 +202,7 @@ def start_record(run: str, config: Any, seed: int, parents: dict[str, str | Path
     hashed = {}
     for name, path in (parents or {}).items():
         path = resolve_path(path)
-        hashed[name] = {"path": portable_path(path), "sha256": hash_folder(path) if path.is_dir() else hash_file(path)}
+        hashed[name] = {"path": portable_path(path), "sha256": hash_path(path)}
     return RunRecord(run=run, seed=seed, config=to_plain(config), parents=hashed)
 
 # %% ../nbs/01_records.ipynb #8e140c04

@@ -10,7 +10,7 @@ import argparse
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -64,19 +64,21 @@ def serve(notebook: Path, port: int, idle: int) -> None:
 
 
 def serve_run(run: str, target: str, port: int, names: Mapping[str, str] | None = None, idle: int = 7200,
-              arguments: Sequence[str] | None = None) -> None:
-    """The command line of `make <target>`: --port and the run's parameters in `names` (name -> help)."""
+              arguments: Sequence[str] | None = None, check: Callable[[Mapping[str, str]], object] | None = None) -> None:
+    """The command line of `make <target>`: --port and the run's parameters in `names` (name -> help). A ValueError of `check`,
+    which gets those that were given, ends it."""
     parser = argparse.ArgumentParser(description=f"Serve the notebook {run} as a page on this machine.")
     parser.add_argument("--port", type=int, default=port, help="of 127.0.0.1")
     for name, about in (names or {}).items():
         parser.add_argument(f"--{name}", default="", help=about)
     given = vars(parser.parse_args(arguments))
-    port = given.pop("port")
+    port, chosen = given.pop("port"), {name: value for name, value in given.items() if value}
     try:
         check_port(port, target)
+        if check:
+            check(chosen)
     except ValueError as problem:
         sys.exit(str(problem))
     print(f"http://127.0.0.1:{port} (a page takes some seconds to come; Ctrl-C ends the server)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        chosen = {name: value for name, value in given.items() if value}
         serve(with_parameters(resolve_path(f"nbs/{run}.ipynb"), chosen, folder), port, idle)

@@ -1,4 +1,4 @@
-"""Runs notebooks by the command that a user types."""
+"""Runs notebooks by the command that a user types, or in the process of a test."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import yaml
 from house_rules import ROOT
 
@@ -30,3 +31,13 @@ def parameter_words(name: str, value: Any) -> list[str]:
     """The words of the command line that hand papermill one parameter: plain with -p, everything else as YAML."""
     return ["-p", name, str(value)] if isinstance(value, (str, int, float)) and not isinstance(value, bool) \
         else ["-y", yaml.safe_dump({name: value}, default_flow_style=True, width=1000).strip()]
+
+
+def run_notebook(name: str, **parameters: Any) -> dict[str, Any]:
+    """Runs the code of nbs/<name>.ipynb in this process, with parameters set as papermill sets them; returns its variables."""
+    namespace = {"__name__": "run"}
+    for cell in nbformat.read(ROOT / "nbs" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, namespace)
+            namespace |= parameters if "parameters" in cell.metadata.get("tags", ()) else {}
+    return namespace

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from house_rules import ROOT
+from papermill_runs import run_notebook
 
 from fromage.checkpoint import load_checkpoint
 from fromage.mini import WorldPaths, ensure_world
@@ -25,15 +25,6 @@ def no_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the heavy work began")
     for module in ("features", "vist"):
         monkeypatch.setattr(f"fromage.{module}.extract_features", refuse)
-
-
-def run_notebook(name: str, **parameters: object) -> None:
-    """The code of nbs/<name>.ipynb in this process, with parameters set as papermill sets them."""
-    namespace = {"__name__": "run"}
-    for cell in nbformat.read(ROOT / "nbs" / f"{name}.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, namespace)
-            namespace |= parameters if "parameters" in cell.metadata.get("tags", ()) else {}
 
 
 def changed(path: Path, value: object) -> str:

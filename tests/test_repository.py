@@ -115,3 +115,14 @@ def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     exec(code.replace("k=5", "k=2"), names)
     assert isinstance(names["answer"], str) and names["answer"]
     assert {name for name, _ in names["images"]} == {"a.png", "b.png"}
+
+
+def test_no_example_rates_a_study_that_a_report_makes_anew() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rebuilt = re.findall(r"-p output (data/[\w/-]+)", makefile)
+    cells = [cell.source for notebook in read_notebooks() for cell in notebook.cells]
+    examples = [folder for text in (makefile, (ROOT / "README.md").read_text(encoding="utf-8"), *cells)
+                for found in re.findall(r"STUDY=(\S+)|-p study (\S+)(?= -y '\{simulated: false)", text) for folder in found if folder]
+    examples = [folder for folder in examples if folder.startswith("data/")]
+    assert len(examples) >= 5 and "data/runs/tell_stories-mini" in rebuilt
+    assert not [folder for folder in examples if any(folder.startswith(f"{each}/") for each in rebuilt)]
