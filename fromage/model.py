@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attention_mask', 'packs_exactly', 'initial_row',
-           'layer_width', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images',
+           'layer_width', 'store_by_columns', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images',
            'run_language_model', 'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states',
            'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
 
@@ -120,6 +120,14 @@ def layer_width(language_model: PreTrainedModel, layer: int) -> int:
 
 
 @torch.no_grad()
+def store_by_columns(language_model: PreTrainedModel) -> None:
+    """Turn the storage of frozen linear layers' weights, not the weights: a CPU multiplies few rows up to a third faster."""
+    for weight in (layer.weight for layer in language_model.base_model.modules() if type(layer) is nn.Linear):
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and not weight.requires_grad:
+            weight.data = weight.data.t().contiguous().t()
+
+
+@torch.no_grad()
 def measure_norms(model: "Fromage") -> list[float]:
     """The mean norms of the rows kept, of the input and of the output table."""
     return [weight[:model.kept].float().norm(dim=1).mean().item() for weight in (model.input_table, model.output_layer.weight)]
@@ -159,7 +167,7 @@ class Fromage(nn.Module):
             self.ret_output = nn.Parameter(initial_row(output, self.vocabulary.ret_id), requires_grad=ret == "trained")  # (D,)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.language_fingerprint, self.mean_norms = fingerprint_language_model(language_model), measure_norms(self)
-        tune(language_model, tuning, lora_rank)
+        store_by_columns(tune(language_model, tuning, lora_rank))
 
     @property
     def input_table(self) -> Tensor:
@@ -223,10 +231,12 @@ def positions_accepted(kind: type) -> bool:
 # %% ../nbs/22_model.ipynb #c7d2de82
 def next_token_logits(model: Fromage, states: Tensor) -> Tensor:
     """Float32 logits (..., C) of states (..., D); C = `[RET]`'s id + 1, a missing `<|image|>` column is -inf."""
-    frozen = torch.nn.functional.linear(states, model.output_layer.weight[:model.kept], output_bias(model)).float()
-    missing = frozen.new_full((*frozen.shape[:-1], model.vocabulary.ret_id - model.kept), -math.inf)
-    ret = (states.float() @ model.ret_column)[..., None]
-    return torch.cat([frozen, missing, ret], dim=-1)
+    rows, bias = states.reshape(-1, states.shape[-1]), output_bias(model)
+    logits = rows.new_full((len(rows), model.vocabulary.ret_id + 1), -math.inf, dtype=torch.float32)
+    frozen = (model.output_layer.weight[:model.kept] @ rows.T).T  # for few rows quicker than rows @ weights
+    logits[:, :model.kept] = frozen if bias is None else frozen + bias
+    logits[:, -1] = rows.float() @ model.ret_column
+    return logits.view(*states.shape[:-1], -1)
 
 
 def output_bias(model: Fromage) -> Tensor | None:
