@@ -34,10 +34,10 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.whole = layer.keys, layer.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """See DynamicLayer; the room doubles when it is used up."""
+        """See DynamicLayer; when the room is used up it at least doubles."""
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if end > self.whole[0].shape[-2]:
-            self.whole = tuple(F.pad(part, (0, 0, 0, end)) for part in (self.keys, self.values))
+            self.whole = tuple(F.pad(part, (0, 0, 0, max(128, end))) for part in (self.keys, self.values))
         for part, new in zip(self.whole, (key_states, value_states)):
             part[..., start:end, :] = new
         self.keys, self.values = (part[..., :end, :] for part in self.whole)
@@ -76,7 +76,7 @@ class Decoder:
         self.states = [state[rows, places] for state in hidden_states(self.model, output)] if self.all_layers else [last]
 
 # %% ../nbs/32_generation.ipynb #6eb35ec2
-@torch.no_grad()
+@torch.inference_mode()
 def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int, stop: set[int]) -> list[list[int]]:
     """The most likely ids that continue each prompt, cut before the first one in `stop`."""
     found, active = [[] for _ in prompts], [max_new_tokens > 0] * len(prompts)
@@ -132,10 +132,13 @@ class Decoding(Section):
             raise ConfigError("stop holds an empty text: allowed are texts of at least one character")
 
 # %% ../nbs/32_generation.ipynb #bb956cd2
-def steer_ret(logits: Tensor, ret_id: int, decoding: Decoding) -> Tensor:
-    """Logits (B, C) with `[RET]`'s multiplied and shifted."""
+def steer_ret(logits: Tensor, ret_id: int, decoding: Decoding, forbidden: Sequence[int] = ()) -> Tensor:
+    """Logits (B, C) with `[RET]`'s multiplied and shifted, and -inf in the rows where it is `forbidden`."""
+    if not forbidden and decoding.ret_factor == 1 and not decoding.ret_bias:
+        return logits
     steered = logits.clone()
     steered[:, ret_id] = steered[:, ret_id] * decoding.ret_factor + decoding.ret_bias
+    steered[forbidden, ret_id] = -torch.inf
     return steered
 
 
@@ -217,7 +220,7 @@ def may_show(reply: Reply, decoding: Decoding) -> bool:
     return decoding.max_rets > 0 and (not decoding.min_words or len(reply.text.replace(RET, " ").split()) >= decoding.min_words)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model: Fromage, prompts: Sequence[Prompt], decoding: Decoding = Decoding(),
              listener: Listener | None = None, end: Callable[[Reply, Vocabulary, Decoding], None] = end_reply) -> list[Reply]:
     """A reply to each prompt. `listener` gets row and reply after each token and may return False to end it there."""
@@ -226,9 +229,9 @@ def generate(model: Fromage, prompts: Sequence[Prompt], decoding: Decoding = Dec
     replies = [Reply() for _ in prompts]
     generators = [torch.Generator().manual_seed(decoding.seed + row) for row in range(len(prompts))]
     while active := [row for row, reply in enumerate(replies) if not reply.ended]:
-        steered = steer_ret(decoder.logits, ret, decoding)
-        steered[[row for row in active if not may_show(replies[row], decoding)], ret] = -torch.inf
-        own, moved = (logits.softmax(-1)[:, ret].tolist() for logits in (decoder.logits, steered))
+        steered = steer_ret(decoder.logits, ret, decoding, [row for row in active if not may_show(replies[row], decoding)])
+        own = decoder.logits.softmax(-1)[:, ret].tolist()
+        moved = own if steered is decoder.logits else steered.softmax(-1)[:, ret].tolist()
         ids = choose_ids(steered, decoding, generators)
         tokens = ids.tolist()
         for row in active:

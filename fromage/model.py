@@ -11,6 +11,7 @@ __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attentio
 # %% ../nbs/22_model.ipynb #12156999
 import inspect
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, has_ret: bool = True):
         self.tokenizer, self.has_ret = tokenizer, has_ret
+        self.tokenize = lru_cache(2**14)(lambda text: tokenizer(text, add_special_tokens=False).input_ids)  # texts recur
         self.image_id = len(tokenizer)
         self.ret_id = len(tokenizer) + 1
         starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
@@ -38,7 +40,7 @@ class Vocabulary:
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Ids of `text`, in which every `[RET]` is the one new token."""
-        pieces = [self.tokenizer(piece, add_special_tokens=False).input_ids if piece else [] for piece in text.split(RET)]
+        pieces = [self.tokenize(piece) if piece else [] for piece in text.split(RET)]
         ids = [self.bos_id] if bos else []
         for number, piece in enumerate(pieces):
             ids += ([self.ret_id] if number and self.has_ret else []) + piece
@@ -232,9 +234,9 @@ def positions_accepted(kind: type) -> bool:
 def next_token_logits(model: Fromage, states: Tensor) -> Tensor:
     """Float32 logits (..., C) of states (..., D); C = `[RET]`'s id + 1, a missing `<|image|>` column is -inf."""
     rows, bias = states.reshape(-1, states.shape[-1]), output_bias(model)
-    logits = rows.new_full((len(rows), model.vocabulary.ret_id + 1), -math.inf, dtype=torch.float32)
-    frozen = (model.output_layer.weight[:model.kept] @ rows.T).T  # for few rows quicker than rows @ weights
-    logits[:, :model.kept] = frozen if bias is None else frozen + bias
+    logits = rows.new_empty((len(rows), model.vocabulary.ret_id + 1), dtype=torch.float32)
+    logits[:, model.kept:-1] = -math.inf
+    logits[:, :model.kept] = nn.functional.linear(rows, model.output_layer.weight[:model.kept], bias)
     logits[:, -1] = rows.float() @ model.ret_column
     return logits.view(*states.shape[:-1], -1)
 

@@ -32,6 +32,8 @@ class PlainModel(nn.Module):
         if not model.tied or model.kept != model.vocabulary.ret_id or len(model.text_emb_layers) != 1:
             raise ValueError("the published form needs a tied language model with a row for <|image|>, and one text layer")
         self.language_model = copy.deepcopy(model.language_model)
+        for weight in self.language_model.parameters():  # stored as they are loaded, which those of `model` are not
+            weight.data = weight.data.contiguous()
         self.language_model.resize_token_embeddings(model.vocabulary.ret_id + 1)
         self.table = self.language_model.get_input_embeddings()
         with torch.no_grad():
