@@ -155,7 +155,7 @@ def validate(model: Fromage, pairs: Pairs, captions: int = 0) -> dict[str, Estim
     for name, matrix in (("text_to_image", scores), ("image_to_text", scores.T)):
         metrics |= {f"{name}.{metric}": value for metric, value in retrieval_estimates(ranks(matrix, truth)).items()}
     if captions:
-        features = torch.from_numpy(np.asarray(pairs.features[:captions], dtype=np.float32)).to(model.device)
+        features = torch.from_numpy(np.array(pairs.features[:captions], dtype=np.float32)).to(model.device)
         written = generate_captions(model, features)
         metrics["bleu4"] = bleu(written, [pairs.captions[n] for n in range(len(written))], n_total=len(pairs))
     return metrics
