@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from .backbones import VisionTower
-from .checkpoint import load_checkpoint, load_model, load_tower
+from .checkpoint import checkpoint_key, load_checkpoint, load_model, load_tower
 from .config import resolve_path
 from .features import FeatureStore, extract_features
-from .galleries import checkpoint_key
 from .generation import generate_ids, stop_ids
 from .model import RET, Fromage
 from .prompts import Piece, build_prompt

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAGS', 'SAFE_GLOBALS', 'CheckpointError', 'save_tensors',
-           'load_tensors', 'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'copy_weights', 'new_model',
-           'load_model', 'initialise_from', 'load_tower', 'read_released_state', 'load_released', 'ArrayUnpickler',
-           'load_released_gallery']
+           'load_tensors', 'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'checkpoint_key', 'copy_weights',
+           'new_model', 'load_model', 'initialise_from', 'load_tower', 'read_released_state', 'load_released',
+           'ArrayUnpickler', 'load_released_gallery']
 
 # %% ../nbs/40_checkpoint.ipynb #4e279a44
+import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .backbones import VisionTower, load_language_model, load_vision_tower
 from .config import Config, change, flatten, resolve_path
 from .model import Fromage, trained_parameters
-from .records import atomic_path, hash_value
+from .records import atomic_path
 
 # %% ../nbs/40_checkpoint.ipynb #b14576bb
 class CheckpointError(ValueError):
@@ -82,6 +83,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     config = change(Config(), **header.pop("config"))
     return Checkpoint(tensors, config, **header)
 
+
+def checkpoint_key(checkpoint: Checkpoint) -> str:
+    """A hash over everything trained and the vision tower: what an index or a run that begins with it depends on, in hex."""
+    digest = hashlib.sha256(str(checkpoint.tower_fingerprint).encode())
+    for name, value in sorted(checkpoint.tensors.items()):
+        digest.update(name.encode() + value.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
 # %% ../nbs/40_checkpoint.ipynb #1c505963
 @torch.no_grad()
 def copy_weights(model: Fromage, tensors: dict[str, Tensor]) -> None:
@@ -127,7 +136,7 @@ def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, l
 def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: str | None = None) -> str:
     """Begin with the weights of a checkpoint, and with nothing else of its run; an empty path leaves the model as it is.
 
-    Returns a hash of the weights, "" for none. CheckpointError where it belongs to another language model or tower."""
+    Returns its `checkpoint_key`, "" for none. CheckpointError where it belongs to another language model or tower."""
     if not path:
         return ""
     checkpoint = load_checkpoint(path)
@@ -136,7 +145,7 @@ def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: st
         if None not in (there, here) and there != here:
             raise CheckpointError(f"{path}: belongs to another {name} ({there[:12]}) than this run's ({here[:12]})")
     copy_weights(model, checkpoint.tensors)
-    return hash_value({name: hash_value(value.tolist()) for name, value in checkpoint.tensors.items()})
+    return checkpoint_key(checkpoint)
 
 
 def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower:
