@@ -75,6 +75,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fromage.blinding.build_study': ('blinding.html#build_study', 'fromage/blinding.py'),
                                   'fromage.blinding.check_stories': ('blinding.html#check_stories', 'fromage/blinding.py'),
                                   'fromage.blinding.check_study': ('blinding.html#check_study', 'fromage/blinding.py'),
+                                  'fromage.blinding.check_systems': ('blinding.html#check_systems', 'fromage/blinding.py'),
                                   'fromage.blinding.clear_place': ('blinding.html#clear_place', 'fromage/blinding.py'),
                                   'fromage.blinding.compared_systems': ('blinding.html#compared_systems', 'fromage/blinding.py'),
                                   'fromage.blinding.ensure_practice': ('blinding.html#ensure_practice', 'fromage/blinding.py'),

@@ -7,7 +7,6 @@ __all__ = ['image_map_of', 'save_index', 'load_index', 'index_folder', 'Thumbnai
            'load_thumbnails', 'import_gallery']
 
 # %% ../nbs/44_galleries.ipynb #8db165ea
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -75,17 +75,15 @@ class AnswerScorer:
     """Scores all candidates of a dialogue in some forms; each way of preparing the image keeps a context of its own."""
 
     def __init__(self, model: Fromage, tokens_per_pass: int = 1024, forms: Sequence[str] = FORMS):
-        self.model, self.tokens_per_pass, self.forms, self.known = model, tokens_per_pass, forms, {}
+        self.model, self.tokens_per_pass, self.forms = model, tokens_per_pass, forms
         self.contexts = [Context(model), Context(model)]
 
     def encode(self, text: str, form: str) -> list[int]:
         """Ids of a candidate in a form."""
-        if (text, form) not in self.known:
-            encode = self.model.vocabulary.encode
-            ids = encode(text, bos=form == "extra_bos") if form != "blank_in_answer" else \
-                encode(f"A: {text}", bos=False)[len(encode("A:", bos=False)):]
-            self.known[text, form] = ids
-        return self.known[text, form]
+        encode = self.model.vocabulary.encode
+        if form == "blank_in_answer":
+            return encode(f"A: {text}", bos=False)[len(encode("A:", bos=False)):]
+        return encode(text, bos=form == "extra_bos")
 
     def score_round(self, text: str, options: Sequence[str], images: Tensor) -> np.ndarray:
         """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped, or (1, V): either."""
