@@ -25,7 +25,7 @@ export PATH := $(ENVIRONMENT)/bin:$(PATH)
 # Notebooks name the kernel python3: it must be the one of this environment, not one that the user installed elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-LIBRARY := $(wildcard fromage/*.py data/mini/manifest.json) settings.ini
+LIBRARY := $(wildcard fromage/*.py fromage/*/*.py data/mini/manifest.json) settings.ini
 
 # One line a report: its name <run>-<preset>, and papermill's parameters for nbs/<run>.ipynb. The run leaves its record (and
 # pictures) under `report`. A report is made again when its notebook or the library is newer. The study's secret is fixed, so that
@@ -35,14 +35,14 @@ REPORTS += $(1)
 reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environment
 	@mkdir -p reports
 	papermill $$< reports/$(1).ipynb $(2) -p report reports/$(1) </dev/null
-	python -m fromage.reporting reports/$(1).ipynb
+	python -m fromage.core.reporting reports/$(1).ipynb
 endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,pretrain_mini-mini,-p shipped_probes 200 -p held_out 1000))
 $(eval $(call report,eval_vist-mini,-p preset mini))
 $(eval $(call report,eval_vist-corrected,-p preset mini -p protocol corrected))
 $(eval $(call report,eval_visdial-mini,-p preset mini -p answered 64 -p searched 320))
-$(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification studies/paper.toml -p secret rehearsal \
+$(eval $(call report,tell_stories-mini,-p preset mini -p limit 60 -p specification data/studies/paper.toml -p secret rehearsal \
   -p output data/runs/tell_stories-mini))
 $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-mini/study -p output data/runs/analyse_ratings-rehearsal))
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
@@ -57,20 +57,20 @@ help:
 
 .PHONY: reports
 reports: $(REPORTS:%=reports/%.html)
-	@python -m fromage.reporting
+	@python -m fromage.core.reporting
 
 .PHONY: benchmark
 benchmark: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
-	python -m fromage.reporting reports/benchmark-mini.ipynb
+	python -m fromage.core.reporting reports/benchmark-mini.ipynb
 
 .PHONY: demo rate
 demo: environment
-	@python -m fromage.demo --port $(or $(PORT),8866)
+	@python -m fromage.chat.demo --port $(or $(PORT),8866)
 rate: environment
-	@python -m fromage.rating_page --port $(or $(PORT),8867) --study "$(STUDY)"
+	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture

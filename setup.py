@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -20,7 +20,7 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     license="Apache-2.0",
-    packages=[settings["lib_path"]],
+    packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": f"{settings['dev_requirements']} {settings['faiss_requirements']}".split(),  # tests try what is optional

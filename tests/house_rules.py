@@ -13,6 +13,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_MODULE, LONGEST_CELL, LONGEST_LINE = 300, 50, 130
+# The rooms from the ground up: a room imports only rooms before it. CONTRIBUTING.md says what stands in each.
+ROOMS = ("core", "mini", "data", "networks", "model", "vist", "visdial", "truth", "released", "ablation", "study", "chat")
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook: a library module where its name starts with a number, else a run."""
+    """A notebook, by its path below nbs without the ending: a module where it lies in a room, else a run."""
     name: str
     cells: tuple[Cell, ...]
 
     @property
+    def room(self) -> str | None:
+        """The sub-package that it belongs to, None for a run."""
+        return self.name.rpartition("/")[0] or None
+
+    @property
+    def short(self) -> str:
+        """Its name without the room."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands in the order of imports: its room's place, then its number."""
+        return (ROOMS.index(self.room) if self.room in ROOMS else len(ROOMS), self.number or 0)
+
+    @property
     def number(self) -> int | None:
-        """The number that orders the imports, None for a run."""
-        match = re.match(r"(\d+)_", self.name)
+        """The number that orders the imports of a room, None for a run."""
+        match = re.match(r"(\d+)_", self.short)
         return int(match[1]) if match else None
 
     @property
@@ -59,17 +76,24 @@ class Notebook:
         return [cell for cell in self.cells if cell.kind == "code"]
 
 
-def read_notebook(path: Path) -> Notebook:
-    """Reads one notebook."""
+def read_notebook(path: Path, folder: Path) -> Notebook:
+    """Reads one notebook of a folder, at any depth."""
     node = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    return Notebook(path.stem, tuple(
-        Cell(f"{path.stem}, cell {place}", cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())),
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    return Notebook(name, tuple(
+        Cell(f"{name}, cell {place}", cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())),
              cell.get("id", "")) for place, cell in enumerate(node.cells)))
 
 
 def read_notebooks(folder: Path = ROOT / "nbs") -> list[Notebook]:
-    """Reads all notebooks of a folder, in the order of their names."""
-    return [read_notebook(path) for path in sorted(folder.glob("*.ipynb"))]
+    """Reads all notebooks of a folder and of those below it, in the order of their names; checkpoints of Jupyter aside."""
+    paths = sorted(path for path in folder.rglob("*.ipynb") if not any(part[0] in "._" for part in path.relative_to(folder).parts))
+    return [read_notebook(path, folder) for path in paths]
+
+
+def modules(folder: Path = ROOT / "fromage") -> list[str]:
+    """The dotted names of all modules below a folder."""
+    return sorted(".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py"))
 
 
 def library(notebooks: Iterable[Notebook]) -> list[Notebook]:
@@ -83,17 +107,19 @@ def runs(notebooks: Iterable[Notebook]) -> list[Notebook]:
 
 
 def names(notebooks: Sequence[Notebook]) -> list[str]:
-    """A library notebook is `NN_noun` and exports `noun`; a run is a verb and exports nothing; numbers are unique."""
+    """A library notebook is `room/NN_noun` and exports `room.noun`; a run is a verb at the top; a room's numbers are unique."""
     found = []
     for notebook in library(notebooks):
-        if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", notebook.name) or notebook.module != notebook.name[3:]:
+        if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", notebook.short) or notebook.module != f"{notebook.room}.{notebook.short[3:]}":
             found.append(f"{notebook.name}: exports {notebook.module!r}")
+        elif notebook.room not in ROOMS:
+            found.append(f"{notebook.name}: {notebook.room} is no room")
     for notebook in runs(notebooks):
         exports = notebook.module or any(cell.exported for cell in notebook.code)
         if exports or not re.fullmatch(r"[a-z][a-z0-9_]*", notebook.name):
             found.append(f"{notebook.name}: a run exports nothing and is named by a verb")
-    numbers = Counter(notebook.number for notebook in library(notebooks))
-    return found + [f"number {number:02} is given {count} times" for number, count in numbers.items() if count > 1]
+    numbers = Counter((notebook.room, notebook.number) for notebook in library(notebooks))
+    return found + [f"{room}: number {number:02} is given {count} times" for (room, number), count in numbers.items() if count > 1]
 
 
 def openings(notebooks: Sequence[Notebook]) -> list[str]:
@@ -101,7 +127,7 @@ def openings(notebooks: Sequence[Notebook]) -> list[str]:
     found = []
     for notebook in notebooks:
         first, *rest = notebook.cells
-        if notebook.number is not None and not re.fullmatch(r"#\| default_exp \w+", first.source.strip()):
+        if notebook.number is not None and not re.fullmatch(r"#\| default_exp \w+\.\w+", first.source.strip()):
             found.append(f"{first.name}: a library notebook begins with `#| default_exp name` and nothing else")
         title = rest[0] if notebook.number is not None else first
         pattern = r"# .+\n+> [^\n]+[.?!](\n|$)" if notebook.number is not None else r"# .+"
@@ -111,8 +137,8 @@ def openings(notebooks: Sequence[Notebook]) -> list[str]:
 
 
 def imports(notebooks: Sequence[Notebook]) -> list[str]:
-    """A module imports only modules with a smaller number, never relatively, never a star."""
-    numbers = {notebook.module: notebook.number for notebook in library(notebooks)}
+    """A module imports only rooms before its own and smaller numbers of its own, never relatively, never a star or a room."""
+    places = {notebook.module: notebook.place for notebook in library(notebooks)}
     found = []
     for notebook in notebooks:
         for cell in notebook.code:
@@ -121,22 +147,22 @@ def imports(notebooks: Sequence[Notebook]) -> list[str]:
                     found.append(f"{cell.name}: relative or star import of {node.module}")
                     continue
                 for name in imported_modules(node):
-                    if name not in numbers:
+                    if name not in places:
                         found.append(f"{cell.name}: fromage.{name} has no notebook")
-                    elif notebook.number is not None and numbers[name] >= notebook.number:
-                        found.append(f"{cell.name}: imports fromage.{name}, which has no smaller number")
+                    elif notebook.number is not None and places[name] >= notebook.place:
+                        found.append(f"{cell.name}: imports fromage.{name}, which does not stand before it")
     return found
 
 
 def imported_modules(node: ast.AST) -> list[str]:
-    """The modules of this package that an import statement names."""
+    """The modules of this package that an import statement names, as `room.module`; nbdev exports `from a room` wrongly."""
     if isinstance(node, ast.Import):
         paths = [item.name for item in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module == "fromage":
         paths = [f"fromage.{item.name}" for item in node.names if item.name != "__version__"]
     else:
         paths = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-    return [path.split(".")[1] for path in paths if path.startswith("fromage.")]
+    return [path.removeprefix("fromage.") for path in paths if path.startswith("fromage.")]
 
 
 def cell_sizes(notebooks: Sequence[Notebook]) -> list[str]:
@@ -254,8 +280,8 @@ def undocumented(tree: ast.AST) -> list[str]:
 def orphans(notebooks: Sequence[Notebook], modules: Iterable[str]) -> list[str]:
     """Every module has its notebook and every library notebook its module; no two notebooks share one."""
     claimed = Counter(notebook.module for notebook in notebooks if notebook.module)
-    modules = set(modules) - {"__init__", "_modidx"}
-    return ([f"fromage/{name}.py has no notebook" for name in sorted(modules - set(claimed))]
+    modules = {name for name in modules if name.rpartition(".")[2] not in ("__init__", "_modidx")}
+    return ([f"fromage/{name.replace('.', '/')}.py has no notebook" for name in sorted(modules - set(claimed))]
             + [f"{name} is not exported" for name in sorted(set(claimed) - modules)]
             + [f"{count} notebooks export {name}" for name, count in claimed.items() if count > 1])
 
@@ -263,7 +289,7 @@ def orphans(notebooks: Sequence[Notebook], modules: Iterable[str]) -> list[str]:
 MACHINE_PATH = re.compile("(?<![\\w.:/~$}])/" + "(root|home|Users|work|mnt|opt|tmp)" + "/[\\w.]")
 REGISTRY = re.compile("|".join(["pypi" + r"\.org", "python" + r"hosted\.org", "anaconda" + r"\.org", "extra-" + "index-url"]))
 UNSAFE = re.compile(r"\b(pickle\.loads?|Unpickler|torch\.load|allow_pickle=True|trust_remote_code=True)\b")
-IMPORTERS = {"nbs/40_checkpoint.ipynb", "fromage/checkpoint.py", "tests/house_rules.py"}
+IMPORTERS = {"nbs/model/07_checkpoint.ipynb", "fromage/model/checkpoint.py", "tests/house_rules.py"}
 
 
 def portability(texts: dict[str, str]) -> list[str]:

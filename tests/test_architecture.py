@@ -4,9 +4,11 @@ import ast
 import subprocess
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
+from pathlib import Path
 from sys import stdlib_module_names
 
 import house_rules as rules
+import nbformat
 import pytest
 import yaml
 from house_rules import ROOT, Cell, Notebook
@@ -26,9 +28,9 @@ def notebook(name: str, *sources: str, tags: tuple[str, ...] = ()) -> Notebook:
 
 
 GOOD = [
-    notebook("00_first", "#| default_exp first", "md # First\n> What it is.", "#| export\nimport os",
+    notebook("core/00_first", "#| default_exp core.first", "md # First\n> What it is.", "#| export\nimport os",
              '#| export\ndef double(x: int) -> int:\n    """2 x."""\n    return 2 * x'),
-    notebook("10_second", "#| default_exp second", "md # Second\n> What it is.", "#| export\nfrom fromage.first import double"),
+    notebook("core/10_second", "#| default_exp core.second", "md # Second\n> What it is.", "#| export\nfrom fromage.core.first import double"),
     notebook("train", "md # Train", "steps: int = 3  # optimiser steps", tags=("parameters",)),
 ]
 
@@ -45,23 +47,30 @@ def test_rule_accepts_what_is_right(rule) -> None:
 
 
 VIOLATIONS = {
-    "another module name": (rules.names, notebook("20_third", "#| default_exp fourth")),
-    "a number given twice": (rules.names, notebook("10_third", "#| default_exp third")),
+    "another module name": (rules.names, notebook("core/20_third", "#| default_exp core.fourth")),
+    "a number given twice": (rules.names, notebook("core/10_third", "#| default_exp core.third")),
+    "a module outside of the rooms": (rules.names, notebook("20_third", "#| default_exp third")),
+    "an unknown room": (rules.names, notebook("cellar/20_third", "#| default_exp cellar.third")),
+    "another room's name": (rules.names, notebook("mini/20_third", "#| default_exp core.third")),
+    "a run in a room": (rules.names, notebook("core/probe", "x = 1")),
     "a run that exports": (rules.names, notebook("eval", "#| default_exp eval", "#| export\nx = 1")),
-    "no default_exp": (rules.openings, notebook("20_third", "import os", "md # Third\n> It is.")),
-    "no sentence": (rules.openings, notebook("20_third", "#| default_exp third", "md # Third\nText.")),
+    "no default_exp": (rules.openings, notebook("core/20_third", "import os", "md # Third\n> It is.")),
+    "no sentence": (rules.openings, notebook("core/20_third", "#| default_exp core.third", "md # Third\nText.")),
     "a run without a title": (rules.openings, notebook("eval", "import os")),
-    "an import upwards": (rules.imports, notebook("05_low", "#| default_exp low", "from fromage.second import x")),
-    "an import of itself": (rules.imports, notebook("20_third", "#| default_exp third", "import fromage.third")),
-    "an import in a function": (rules.imports, notebook("05_low", "#| default_exp low", "def f():\n import fromage.second")),
-    "an unknown module": (rules.imports, notebook("eval", "from fromage.nothing import x")),
-    "a star": (rules.imports, notebook("eval", "from fromage.first import *")),
-    "a relative import": (rules.imports, notebook("20_third", "#| default_exp third", "from .first import double")),
-    "a long cell": (rules.cell_sizes, notebook("20_third", "#| export\n" + "x = 1\n" * 49)),
-    "a long line": (rules.cell_sizes, notebook("20_third", "x = '" + "x" * 130 + "'")),
-    "little prose": (rules.prose, notebook("20_third", "md # Third", *["x = 1"] * 4)),
+    "an import upwards": (rules.imports, notebook("core/05_low", "#| default_exp core.low", "from fromage.core.second import x")),
+    "an import of a later room": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from fromage.mini.fourth import x"),
+                                 notebook("mini/00_fourth", "#| default_exp mini.fourth")),
+    "an import of a room": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from fromage.core import first")),
+    "an import of itself": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "import fromage.core.third")),
+    "an import in a function": (rules.imports, notebook("core/05_low", "#| default_exp core.low", "def f():\n import fromage.core.second")),
+    "an unknown module": (rules.imports, notebook("eval", "from fromage.core.nothing import x")),
+    "a star": (rules.imports, notebook("eval", "from fromage.core.first import *")),
+    "a relative import": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from .first import double")),
+    "a long cell": (rules.cell_sizes, notebook("core/20_third", "#| export\n" + "x = 1\n" * 49)),
+    "a long line": (rules.cell_sizes, notebook("core/20_third", "x = '" + "x" * 130 + "'")),
+    "little prose": (rules.prose, notebook("core/20_third", "md # Third", *["x = 1"] * 4)),
     "no parameters": (rules.parameters, notebook("eval", "steps: int = 3  # steps")),
-    "parameters in a library": (rules.parameters, notebook("20_third", "steps: int = 3  # steps", tags=("parameters",))),
+    "parameters in a library": (rules.parameters, notebook("core/20_third", "steps: int = 3  # steps", tags=("parameters",))),
     "no annotation": (rules.parameters, notebook("eval", "steps = 3  # steps", tags=("parameters",))),
     "no literal": (rules.parameters, notebook("eval", "steps: int = 3 * x  # steps", tags=("parameters",))),
     "two lines": (rules.parameters, notebook("eval", "steps: list = [1,  # one\n 2]  # two", tags=("parameters",))),
@@ -73,29 +82,41 @@ VIOLATIONS = {
     "no id": (rules.identifiers, Notebook("eval", (Cell("eval, cell 0", "code", "x = 1"),))),
     "an id given twice": (rules.identifiers, Notebook("eval", (Cell("a", "code", "1", (), "i"),) * 2)),
     "a copied cell": (rules.duplicates, notebook("eval", "import re\n" + GOOD[0].cells[-1].source.replace("* x", "*x"))),
-    "no docstring": (rules.documentation, notebook("20_third", "#| export\ndef f(x: int) -> int:\n    return x")),
-    "no type": (rules.documentation, notebook("20_third", "#| export\ndef f(x) -> int:\n    '''f.'''")),
-    "no type of **options": (rules.documentation, notebook("20_third", "#| export\ndef f(**options) -> int:\n    '''f.'''")),
-    "no result": (rules.documentation, notebook("20_third", "#| export\nclass A:\n '''A.'''\n def f(self):\n  '''f.'''")),
+    "no docstring": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x: int) -> int:\n    return x")),
+    "no type": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x) -> int:\n    '''f.'''")),
+    "no type of **options": (rules.documentation, notebook("core/20_third", "#| export\ndef f(**options) -> int:\n    '''f.'''")),
+    "no result": (rules.documentation, notebook("core/20_third", "#| export\nclass A:\n '''A.'''\n def f(self):\n  '''f.'''")),
 }
 
 
-@pytest.mark.parametrize("rule, bad", VIOLATIONS.values(), ids=VIOLATIONS.keys())
-def test_rule_finds_what_is_wrong(rule, bad: Notebook) -> None:
-    assert len(rule([*GOOD, bad])) == 1
+@pytest.mark.parametrize("rule, bad", [(rule, bad) for rule, *bad in VIOLATIONS.values()], ids=VIOLATIONS.keys())
+def test_rule_finds_what_is_wrong(rule, bad: list[Notebook]) -> None:
+    assert len(rule([*GOOD, *bad])) == 1
+
+
+def test_every_notebook_is_read(tmp_path: Path) -> None:
+    """Those in rooms too: rules that see no library hold for nothing."""
+    there = [path for path in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    assert len(NOTEBOOKS) == len(there) and len(rules.library(NOTEBOOKS)) >= 70 and len(rules.runs(NOTEBOOKS)) >= 12
+    assert {item.room for item in rules.library(NOTEBOOKS)} == set(rules.ROOMS)
+    for name in ("core/00_first", "train"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(), tmp_path / f"{name}.ipynb")
+    assert [item.name for item in rules.read_notebooks(tmp_path)] == ["core/00_first", "train"]
 
 
 def test_every_module_has_one_notebook() -> None:
-    assert rules.orphans(NOTEBOOKS, [path.stem for path in (ROOT / "fromage").glob("*.py")]) == []
-    assert rules.orphans(GOOD, ["__init__", "_modidx", "first", "second"]) == []
-    assert rules.orphans(GOOD, ["first", "second", "old"]) == ["fromage/old.py has no notebook"]
-    assert rules.orphans(GOOD, ["first"]) == ["second is not exported"]
-    twice = [*GOOD, notebook("11_second", "#| default_exp second")]
-    assert rules.orphans(twice, ["first", "second"]) == ["2 notebooks export second"]
+    assert rules.orphans(NOTEBOOKS, rules.modules()) == []
+    assert rules.orphans(GOOD, ["__init__", "_modidx", "core.__init__", "core.first", "core.second"]) == []
+    assert rules.orphans(GOOD, ["core.first", "core.second", "core.old"]) == ["fromage/core/old.py has no notebook"]
+    assert rules.orphans(GOOD, ["core.first"]) == ["core.second is not exported"]
+    twice = [*GOOD, notebook("core/11_second", "#| default_exp core.second")]
+    assert rules.orphans(twice, ["core.first", "core.second"]) == ["2 notebooks export core.second"]
 
 
 def test_modules_are_small() -> None:
-    assert rules.module_sizes({path.name: path.read_text() for path in (ROOT / "fromage").glob("[a-z]*.py")}) == []
+    assert rules.module_sizes({name: (ROOT / "fromage" / name.replace(".", "/")).with_suffix(".py").read_text() for name in rules.modules()
+                               if not name.endswith("_modidx")}) == []
     assert rules.module_sizes({"a.py": "\n" * 299, "b.py": "\n" * 300}) == ["b.py: 300 lines"]
 
 
@@ -115,7 +136,7 @@ def test_nothing_belongs_to_one_machine() -> None:
     assert rules.portability(tracked_texts()) == []
     bad = ["open('/" + "home/me/data')", "see https://" + "pypi." + "org/simple", "pickle." + "load(file)", "torch." + "load(x)"]
     assert [len(rules.portability({"a.py": text})) for text in bad] == [1] * 4
-    assert rules.portability({"a.py": "open('data/home/x'); /path/to/tmp/y", "fromage/checkpoint.py": bad[2]}) == []
+    assert rules.portability({"a.py": "open('data/home/x'); /path/to/tmp/y", "fromage/model/checkpoint.py": bad[2]}) == []
 
 
 def settings() -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fromage.datasets import BadImage, decode_image, open_captions
+from fromage.data.captions import BadImage, decode_image, open_captions
 
 
 def encode(colour: tuple[int, int, int] = (200, 30, 30), format: str = "JPEG") -> bytes:

@@ -10,8 +10,8 @@ import torch
 from house_rules import ROOT
 from papermill_runs import run_notebook
 
-from fromage.checkpoint import load_checkpoint
-from fromage.mini import WorldPaths, ensure_world
+from fromage.mini.rendering import WorldPaths, ensure_world
+from fromage.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def world() -> WorldPaths:
 def no_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the heavy work began")
-    for module in ("features", "vist"):
+    for module in ("networks.features", "vist.retrieval"):
         monkeypatch.setattr(f"fromage.{module}.extract_features", refuse)
 
 
@@ -67,7 +67,7 @@ def test_bad_parameters_of_stories(given: dict, message: str) -> None:
 def test_a_checkpoint_of_another_tower(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_checkpoint("data/mini/checkpoint.safetensors")
     trained.tower_fingerprint = "0" * 64
-    monkeypatch.setattr("fromage.checkpoint.load_checkpoint", lambda path: trained)
+    monkeypatch.setattr("fromage.model.checkpoint.load_checkpoint", lambda path: trained)
     with pytest.raises(ValueError, match="belongs to another vision tower"):
         run_notebook(name)
 
@@ -92,7 +92,7 @@ def test_bad_dialogues(world: WorldPaths, tmp_path: Path, kind: str, message: st
 
 PROGRAM = """
 import torch
-from fromage.retrieval import ImageIndex
+from fromage.model.retrieval import ImageIndex
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
@@ -113,7 +113,7 @@ def test_searching_needs_memory_for_a_chunk_only() -> None:
 
 
 def test_an_approximate_index_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fromage.retrieval import ImageIndex, build_approximate
+    from fromage.model.retrieval import ImageIndex, build_approximate
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match="needs FAISS: pip install"):
         build_approximate(ImageIndex(["a"], torch.ones(1, 2)))

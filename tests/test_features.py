@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fromage.features import StoreError, extract_features, open_features
-from fromage.sources import ImageFolder
+from fromage.data.sources import ImageFolder
+from fromage.networks.features import StoreError, extract_features, open_features
 
 FILES = ("features.npy", "rows.jsonl", "offsets.npy", "manifest.json")
 PROGRAM = """
 import sys, time
 import torch
-from fromage.backbones import preprocess_image
-from fromage.features import extract_features
-from fromage.sources import ImageFolder
+from fromage.networks.backbones import preprocess_image
+from fromage.networks.features import extract_features
+from fromage.data.sources import ImageFolder
 
 class SlowTower:
     width, image_size, fingerprint, name = 48, (8, 8), "patches", "stand-in"

@@ -8,17 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fromage.backbones import load_language_model
-from fromage.checkpoint import load_checkpoint, load_model, load_released, load_released_gallery
-from fromage.config import Training
-from fromage.generation import Decoding, generate_ids
-from fromage.interleaving import answer, illustrate, log_likelihoods
-from fromage.losses import CaptionBatch, caption_loss, contrastive_logits, contrastive_losses, retrieval_pass
-from fromage.model import (embed_images, hidden_states, needs_all_layers, next_token_logits, project_images, project_text,
-                           run_language_model, trained_parameters)
-from fromage.prompts import build_prompt, embed_prompt
-from fromage.retrieval import ImageIndex
-from fromage.training import make_optimizer, train_step
+from fromage.core.config import Training
+from fromage.model.checkpoint import load_checkpoint, load_model, load_released, load_released_gallery
+from fromage.model.generation import Decoding, generate_ids
+from fromage.model.interleaving import answer, illustrate, log_likelihoods
+from fromage.model.losses import (CaptionBatch, caption_loss, contrastive_logits, contrastive_losses,
+                                  retrieval_pass)
+from fromage.model.model import (embed_images, hidden_states, needs_all_layers, next_token_logits,
+                                 project_images, project_text, run_language_model, trained_parameters)
+from fromage.model.prompts import build_prompt, embed_prompt
+from fromage.model.retrieval import ImageIndex
+from fromage.model.training import make_optimizer, train_step
+from fromage.networks.backbones import load_language_model
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/expected.json"))
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from house_rules import ROOT
+from house_rules import ROOT, modules
 
-MODULES = sorted(path.stem for path in (ROOT / "fromage").glob("[a-z]*.py"))
-LIGHT = {"config": "torch", "metrics": "torch"}  # parameters must be refused before anything heavy is loaded
+MODULES = [name for name in modules() if name.count(".") == 1 and not name.endswith("__init__")]
+LIGHT = {"core.config": "torch", "core.metrics": "torch"}  # parameters must be refused before anything heavy is loaded
 # Each module in a process of its own that knows no other module of the package; what is heavy is loaded once, before they part.
 PROGRAM = f"""
 import contextlib, importlib, io, json, os, sys, traceback

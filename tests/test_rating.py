@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from browsing import NEEDS_CHROMIUM, PATIENCE, SCREENSHOTS, Server, sync_api
-from fromage.blinding import ensure_practice
-from fromage.judgements import read_ratings
-from fromage.ratings import ratings_path
-from fromage.studies import Study, key_path, open_key
+from fromage.study.answers import read_ratings
+from fromage.study.blinding import ensure_practice
+from fromage.study.folder import Study, key_path, open_key
+from fromage.study.session import ratings_path
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -87,7 +87,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_sessions(browser, environment: dict[str, str], study: Study, tmp_path: Path) -> None:
-    server = Server("fromage.rating_page", ["--port", "{port}", "--study", str(study.folder)], tmp_path, environment)
+    server = Server("fromage.study.page", ["--port", "{port}", "--study", str(study.folder)], tmp_path, environment)
     try:
         address = server.address
         first, second, *_ = study.plan

@@ -4,10 +4,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from fromage import metrics
-from fromage.metrics import bootstrap
-from fromage.preferences import share_estimates
-from fromage.rehearsal import Taste, simulate_scores, true_shares
+from fromage.core import metrics
+from fromage.core.metrics import bootstrap
+from fromage.study.preferences import share_estimates
+from fromage.study.rehearsal import Taste, simulate_scores, true_shares
 
 SIMULATIONS, SYSTEMS = 200, ("A", "B", "C")
 TASTE = Taste({"better": dict(zip(SYSTEMS, (0.0, 0.4, 0.8)))}, spread=0.7, lapse=0.1, side=0.5)  # bias, noise, and a liking of one side

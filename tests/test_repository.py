@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from PIL import Image
-from fromage.mini import check_manifest
-from house_rules import ROOT, read_notebooks, runs
+from fromage.mini.rendering import check_manifest
+from house_rules import ROOMS, ROOT, library, read_notebooks, runs
 
 KEPT = ["nbs", "fromage", "settings.ini", "pyproject.toml", "setup.py", "README.md"]
 
@@ -49,21 +49,21 @@ def test_nothing_changes(copy: Path, command: str) -> None:
 
 
 def test_changes_are_seen(copy: Path) -> None:
-    path = copy / "nbs" / "00_config.ipynb"
+    path = copy / "nbs" / "core" / "00_config.ipynb"
     node = nbformat.read(path, as_version=4)
     source, litter = "#| export\nadded = 1", {"metadata": {"collapsed": True}, "execution_count": 3}
     node.cells.append(nbformat.v4.new_code_cell(source, id="added", **litter))
     nbformat.write(node, path)
-    assert differences(copy) == ["nbs/00_config.ipynb"]
+    assert differences(copy) == ["nbs/core/00_config.ipynb"]
     written = path.read_bytes()
     run("nbdev_clean", copy)
     assert path.read_bytes() != written
     run("nbdev_export", copy)
-    assert "fromage/config.py" in differences(copy)
+    assert "fromage/core/config.py" in differences(copy)
 
 
 def test_an_export_into_an_empty_folder_is_complete(copy: Path) -> None:
-    for path in (copy / "fromage").glob("[a-z]*.py"):
+    for path in (copy / "fromage").rglob("[a-z]*.py"):
         path.unlink()
     run("nbdev_export", copy)
     assert differences(copy) == []
@@ -79,9 +79,11 @@ def test_the_parameters_tag_survives_cleaning(copy: Path) -> None:
 
 
 def test_the_readme_names_every_notebook_and_no_other() -> None:
-    there = {notebook.name for notebook in read_notebooks()}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\b\d\d_[a-z_]+", text)) == {name for name in there if name[0].isdigit()}
+    table = dict(re.findall(r"^\| \[`([a-z]+)`\]\([^)]+\) \|(.*)\|$", text, re.M))
+    assert tuple(table) == ROOMS, "the README's table of rooms"
+    named = {f"{room}.{name}" for room, line in table.items() for name in re.findall(r"`([a-z_]+)`", line)}
+    assert named == {notebook.module for notebook in library(read_notebooks())}
     listed = re.search(r"runs \(papermill\): ([a-z_ ·]+)", text)[1].split(" · ")
     assert {name.strip() for name in listed} == {notebook.name for notebook in runs(read_notebooks())}
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fromage.mini import write_visdial
+from fromage.mini.rendering import write_visdial
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
 import torch
-from fromage.dialogues import read_dialogues
-from fromage.features import FeatureStore
-from fromage.journals import Journal
-from fromage.mini import WorldPaths
-from fromage.model import Fromage
-from fromage.stand_ins import stand_in_language_model
-from fromage.visdial import score_answers
+from fromage.visdial.dialogues import read_dialogues
+from fromage.networks.features import FeatureStore
+from fromage.core.journals import Journal
+from fromage.mini.rendering import WorldPaths
+from fromage.model.model import Fromage
+from fromage.networks.stand_ins import stand_in_language_model
+from fromage.visdial.answers import score_answers
 
 def run(folder, output):
     dialogues = read_dialogues(WorldPaths(Path(folder)).visdial_json).dialogues

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from fromage.blinding import ensure_practice
-from fromage.config import resolve_path
-from fromage.judgements import export_table, read_ratings
-from fromage.rating_tables import NOBODY_LEFT
-from fromage.ratings import header_of, ratings_path
-from fromage.studies import Study, open_key
+from fromage.core.config import resolve_path
+from fromage.study.answers import export_table, read_ratings
+from fromage.study.blinding import ensure_practice
+from fromage.study.folder import Study, open_key
+from fromage.study.session import header_of, ratings_path
+from fromage.study.tables import NOBODY_LEFT
 from papermill_runs import run_notebook
 
 
@@ -66,9 +66,9 @@ def test_a_study_that_cannot_be_made_stops_before_any_story(tmp_path: Path, monk
                                                            message: str) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a story is told")
-    monkeypatch.setattr("fromage.storytelling.tell_stories", refuse)
+    monkeypatch.setattr("fromage.vist.telling.tell_stories", refuse)
     path = tmp_path / "specification.toml"
-    path.write_text(resolve_path("studies/paper.toml").read_text().replace(old, new, 1))
+    path.write_text(resolve_path("data/studies/paper.toml").read_text().replace(old, new, 1))
     if not old:
         (tmp_path / "study" / "ratings").mkdir(parents=True)
         (tmp_path / "study" / "ratings" / "ABC-DEF.jsonl").touch()

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import fromage.sweep as sweeping
-from fromage.config import MINI, change
-from fromage.measurements import Amounts, Items, Sources
-from fromage.model import Fromage
-from fromage.sweep import Setting, Task, done, paths_of, plan, sweep
+import fromage.ablation.sweep as sweeping
+from fromage.ablation.measurements import Amounts, Items, Sources
+from fromage.ablation.sweep import Setting, Task, done, paths_of, plan, sweep
+from fromage.core.config import MINI, change
+from fromage.model.model import Fromage
 
 CHOSEN = {"baseline": {}, "no [RET]": {"ret": "none"}}
 

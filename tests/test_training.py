@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fromage.checkpoint import load_tensors, new_model
-from fromage.config import MINI, Training, change
-from fromage.losses import make_batch
-from fromage.model import Fromage, trained_parameters
-from fromage.stand_ins import ARCHITECTURES, stand_in_language_model
-from fromage.training import fit, make_optimizer, make_pairs, train_step
+from fromage.core.config import MINI, Training, change
+from fromage.model.checkpoint import load_tensors, new_model
+from fromage.model.losses import make_batch
+from fromage.model.model import Fromage, trained_parameters
+from fromage.model.training import fit, make_optimizer, make_pairs, train_step
+from fromage.networks.stand_ins import ARCHITECTURES, stand_in_language_model
 
 CAPTIONS = ["a red car", "the old man in the house", "a cat .", "a blue river and the green grass"]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_golden import FOLDERS, Golden
 
-from fromage.scoring import Context, score, sum_log_probabilities
-from fromage.visdial import FORMS, PARTS, AnswerScorer
+from fromage.model.scoring import Context, score, sum_log_probabilities
+from fromage.visdial.answers import FORMS, PARTS, AnswerScorer
 
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
