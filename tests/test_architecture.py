@@ -58,7 +58,7 @@ VIOLATIONS = {
     "no sentence": (rules.openings, notebook("core/20_third", "#| default_exp core.third", "md # Third\nText.")),
     "a run without a title": (rules.openings, notebook("eval", "import os")),
     "an import upwards": (rules.imports, notebook("core/05_low", "#| default_exp core.low", "from fromage.core.second import x")),
-    "an import of a later room": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from fromage.mini.fourth import x"),
+    "an import of a later room": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from fromage.mini.rendering.fourth import x"),
                                  notebook("mini/00_fourth", "#| default_exp mini.fourth")),
     "an import of a room": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from fromage.core import first")),
     "an import of itself": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "import fromage.core.third")),

@@ -1,13 +1,17 @@
 """Readers against files that were damaged or made to do harm; the notebook shows the usual cases."""
 
+import gzip
 import io
 import json
 import struct
 import tarfile
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet_files
 import pytest
 from PIL import Image
 
@@ -142,3 +146,70 @@ def test_a_long_table_needs_little_memory(tmp_path: Path) -> None:
     assert source.problems.counts == {"missing image": lines}
     assert len(source.problems.names["missing image"]) == source.problems.MOST_NAMES
     assert peak < 500_000
+
+
+@pytest.mark.parametrize("header", ["", "caption\turl\n"])
+def test_numbers_are_believed_with_evidence_only(tmp_path: Path, header: str) -> None:
+    """28 pictures named by a count from 1: refused without evidence, exact with img2dataset's parquet, with or without a header."""
+    pictures, table = tmp_path / "pictures", tmp_path / "cc3m.tsv"
+    urls = [f"http://a.example/{number * 5 % 28}" for number in range(28)]
+    table.write_text(header + "".join(f"caption {number}\t{url}\n" for number, url in enumerate(urls)))
+    (pictures / "00000").mkdir(parents=True)
+    for number in range(28):
+        (pictures / "00000" / f"{number + 1:09d}.jpg").write_bytes(encode((number * 9, 0, 0), "PNG"))
+    with pytest.raises(ValueError, match="images named by a number, and no parquet or json"):
+        open_captions(table, "google_tsv", pictures)
+    keys = {"url": urls, "key": [f"{number + 1:09d}" for number in range(28)]}
+    parquet_files.write_table(pyarrow.table(keys), pictures / "00000.parquet")
+    found = [*open_captions(table, "google_tsv", pictures)]
+    assert [(each.caption, decode_image(each.data).getpixel((0, 0))[0]) for each in found] == [
+        (f"caption {number}", number * 9) for number in range(28)]
+
+
+def test_a_pattern_names_one_split_of_a_folder(tmp_path: Path) -> None:
+    """Both splits in one folder: refused as a folder, each read alone by a pattern, none twice."""
+    for split, counts in (("train", (3, 4)), ("validation", (2,))):
+        for number, count in enumerate(counts):
+            write_shard(tmp_path / f"cc3m-{split}-{number:04d}.tar", count)
+    with pytest.raises(ValueError, match="several sets"):
+        open_captions(tmp_path, "shards")
+    names = [{each.id.split("/")[0] for each in open_captions(tmp_path / pattern, "shards")}
+             for pattern in ("cc3m-train-{0000..0001}.tar", "cc3m-validation-*.tar")]
+    assert names == [{"cc3m-train-0000.tar", "cc3m-train-0001.tar"}, {"cc3m-validation-0000.tar"}]
+    with pytest.raises(FileNotFoundError, match="1 of the 3 files that it names are missing"):
+        open_captions(tmp_path / "cc3m-train-{0000..0002}.tar", "shards")
+
+
+def test_shards_of_one_name_in_several_folders_keep_apart(tmp_path: Path) -> None:
+    """Two folders with a 00000.tar each: every example has an id of its own."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "00000.tar", 2)
+    found = [each.id for each in open_captions(tmp_path / "*" / "*.tar", "shards")]
+    assert found == [f"{folder}/00000.tar/00000000{number}" for folder in "ab" for number in range(2)]
+
+
+def test_a_compressed_shard_is_named(tmp_path: Path) -> None:
+    """gzip named .tar is neither read nor called truncated."""
+    write_shard(tmp_path / "whole.tar", 2)
+    (tmp_path / "00000.tar").write_bytes(gzip.compress((tmp_path / "whole.tar").read_bytes()))
+    with pytest.raises(ValueError, match=r"00000.tar: is gzip; unpack it with gunzip"):
+        open_captions(tmp_path / "00000.tar", "shards")
+
+
+@pytest.mark.parametrize(("bad", "loud"), [(25, True), (24, False)])
+def test_more_than_a_tenth_unusable_is_said_after_the_first_look(tmp_path: Path, bad: int, loud: bool) -> None:
+    """25 of 240 are more than a tenth and are said once; 24 are not. What is bad from the start is said after 200."""
+    for number in range(240):
+        (tmp_path / f"{number:03d}.jpg").write_bytes(encode())
+        (tmp_path / f"{number:03d}.txt").write_text("" if number >= 240 - bad else "a picture")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert sum(1 for _ in open_captions(tmp_path, "pairs")) == 240 - bad
+    assert ["24 of the first 239 examples cannot be used (empty caption 24)" in str(each.message) for each in said] == [True] * loud
+    for number in range(100):
+        (tmp_path / f"{number:03d}.txt").unlink()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        next(each for each in open_captions(tmp_path, "pairs") if int(each.id[:3]) == 201)
+    assert ["100 of the first 200 examples" in str(each.message) for each in said] == [True]

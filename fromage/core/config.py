@@ -131,16 +131,16 @@ class Grounding(Section):
     lora_rank: int = setting(8, "rank of LoRA's additions", 1, 4096)
 
 # %% ../../nbs/core/00_config.ipynb #9ebd7905
-FORMS = ("shards", "google_tsv", "caption_tsv")
+FORMS = ("shards", "google_tsv", "caption_tsv", "pairs")
 
 
 @dataclass(frozen=True)
 class Data(Section):
     """Captioned images for training and validation, and where features are kept."""
-    train_captions: str = setting("data/mini/rendered/cc3m/train", "folder of shards, or a TSV")
+    train_captions: str = setting("data/mini/rendered/cc3m/train", "shards, a TSV, or pairs")
     train_form: str = setting("shards", "format of train_captions", choices=FORMS)
     train_images: str | None = setting(None, "image folder that a TSV refers to")
-    validation_captions: str = setting("data/mini/rendered/cc3m/validation", "folder of shards, or a TSV")
+    validation_captions: str = setting("data/mini/rendered/cc3m/validation", "shards, a TSV, or pairs")
     validation_form: str = setting("shards", "format of validation_captions", choices=FORMS)
     validation_images: str | None = setting(None, "image folder that a TSV refers to")
     train_examples: int | None = setting(None, "training pairs used, at most", 2, 1_000_000_000)

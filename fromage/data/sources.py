@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
-           'decode_image', 'CaptionedImage', 'Found', 'fail', 'CaptionSource', 'read_limited', 'read_image',
-           'list_files', 'ImageFolder']
+           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'read_limited',
+           'read_image', 'list_files', 'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     MOST_NAMES = 20
+    MOST_SHARE, FIRST_LOOK = 0.1, 200
 
     @property
     def n_used(self) -> int:
@@ -49,13 +51,25 @@ class Problems:
         names = self.names.setdefault(reason, [])
         names.extend([name] * (len(names) < self.MOST_NAMES))
 
+    def too_many(self) -> bool:
+        """Whether more than a tenth cannot be used."""
+        return sum(self.counts.values()) > self.MOST_SHARE * self.n_total
+
+    def warn(self, path: Path) -> bool:
+        """Says loudly that more than a tenth cannot be used; whether it did."""
+        if self.too_many():
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
+            warnings.warn(f"{path}: {sum(self.counts.values())} of the first {self.n_total} examples cannot be used ({reasons}); "
+                          "is this the right folder?", stacklevel=4)
+        return self.too_many()
+
     def summary(self) -> dict[str, Any]:
         """For a run record: n_total, n_used, and for each reason its count and first names."""
         reasons = {reason: {"count": count, "names": self.names[reason]} for reason, count in self.counts.items()}
         return {"n_total": self.n_total, "n_used": self.n_used, "reasons": reasons}
 
 # %% ../../nbs/data/00_sources.ipynb #16de6ee3
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MOST_PIXELS, MOST_BYTES, MOST_ELONGATED = 80_000_000, 64 * 2**20, 200
 
@@ -99,6 +113,12 @@ def fail(reason: str) -> tuple[str, bytes]:
     """A `load` that raises BadExample."""
     raise BadExample(reason)
 
+
+def check_there(form: str, *places: Path | None) -> None:
+    """FileNotFoundError for the first of `places` that is not there."""
+    if missing := next((place for place in places if place and not place.exists()), None):
+        raise FileNotFoundError(f"{missing}: no such file or folder; it was to be read as form = {form!r}")
+
 # %% ../../nbs/data/00_sources.ipynb #4aa941e3
 class CaptionSource:
     """Iterates over captioned images in a fixed order; `problems` counts what the latest pass could not use."""
@@ -108,9 +128,7 @@ class CaptionSource:
     def __init__(self, path: str | Path, images: str | Path | None = None):
         self.path, self.images = resolve_path(path), images and resolve_path(images)
         self.problems = Problems()
-        for place in (self.path, self.images):
-            if place and not place.exists():
-                raise FileNotFoundError(f"{place}: no such file or folder; it was to be read as form = {self.form!r}")
+        check_there(self.form, self.path, self.images)
 
     def find(self) -> Iterator[Found]:
         """Every example in order, good or bad, none of them loaded."""
@@ -131,7 +149,7 @@ class CaptionSource:
     def read(self, after: Problems | None = None) -> Iterator[CaptionedImage]:
         """The examples, or those behind `after`; `problems.n_total` is the position, also of the example just given."""
         start, self.problems = after.n_total if after else 0, copy.deepcopy(after or Problems())
-        self.problems.n_total = 0
+        self.problems.n_total, said = 0, False
         for found in self.find():
             self.problems.n_total += found.count
             if self.problems.n_total <= start:
@@ -144,6 +162,9 @@ class CaptionSource:
                 self.problems.add(str(problem), found.id, found.count)
             else:
                 yield CaptionedImage(found.id, caption, data)
+            said = said or self.problems.n_total >= Problems.FIRST_LOOK and self.problems.warn(self.path)
+        if not said:
+            self.problems.warn(self.path)
 
     def __iter__(self) -> Iterator[CaptionedImage]:
         return self.read()
