@@ -591,6 +591,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fromage.naming.naming_curve': ('naming.html#naming_curve', 'fromage/naming.py'),
                                 'fromage.naming.naming_hits': ('naming.html#naming_hits', 'fromage/naming.py'),
                                 'fromage.naming.naming_pieces': ('naming.html#naming_pieces', 'fromage/naming.py'),
+                                'fromage.naming.naming_prompt': ('naming.html#naming_prompt', 'fromage/naming.py'),
                                 'fromage.naming.scene_of': ('naming.html#scene_of', 'fromage/naming.py')},
             'fromage.page': { 'fromage.page.Example': ('page.html#example', 'fromage/page.py'),
                               'fromage.page.Example.about': ('page.html#example.about', 'fromage/page.py'),

@@ -27,9 +27,10 @@ PLACES = (NOTHING, OTHER, WORDS)
 
 def score_places(model: Fromage, dialogues: Sequence[Dialogue], others: Sequence[Tensor], journal: Journal,
                  tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
-    """Scores (N, rounds, 100) with each of `PLACES` in the image's place; others: features (V,) of another image for each."""
+    """Scores (N, rounds, 100) with each of `PLACES` in the image's place; others: another image's features (V,)."""
     scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.form,))
-    pairs = [(each, other) for each, other in zip(dialogues, others, strict=True) if str(each.image_id) not in journal.arrays]
+    pairs = [(each, other) for each, other in zip(dialogues, others, strict=True)
+             if str(each.image_id) not in journal.arrays]
     for dialogue, other in progress(pairs, label="dialogues scored without their image"):
         found = scorer.score_dialogue(dialogue, [None, other.to(model.device), dialogue.caption])
         journal.append(str(dialogue.image_id), found[:, 0, [0, 2, 4]])  # (rounds, places, 100), judged by the state before
@@ -37,7 +38,7 @@ def score_places(model: Fromage, dialogues: Sequence[Dialogue], others: Sequence
     return {name: scores[:, :, place] for place, name in enumerate(PLACES)}
 
 # %% ../nbs/86_answer_controls.ipynb #b0c0a009
-FREQUENT, KIND = "frequency of answers", "frequency, given the kind of question"
+FREQUENT, KIND = "frequency of answers", "frequency given the kind of question"
 
 
 def question_kind(question: str) -> str:
@@ -46,7 +47,7 @@ def question_kind(question: str) -> str:
 
 
 def prior_scores(dialogues: Sequence[Dialogue], everyone: Sequence[Dialogue], seed: int = 0) -> dict[str, np.ndarray]:
-    """Scores (N, rounds, 100) by the answers of all dialogues but the one that is asked: as they come, and by kind of question."""
+    """Scores (N, rounds, 100) by the answers of all other dialogues: as they come, and by kind of question."""
     noise = np.random.default_rng(seed)
     answers = [(each.image_id, question_kind(part.question), part.answer) for each in everyone for part in each.rounds]
     total, kinds = Counter(text for _, _, text in answers), Counter((kind, text) for _, kind, text in answers)
@@ -70,7 +71,8 @@ COMPARED = {"MRR": reciprocal_ranks, "R@1": lambda found: hits(found, 1)}
 def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[Dialogue], found: DialogueSet, seed: int = 0,
                    samples: int = 2000) -> tuple[dict[str, dict[str, Estimate]], dict[str, Comparison]]:
     """The metrics with each thing in the image's place; and the image minus each, by MRR, R@1 and NDCG."""
-    values: dict[str, AnswerValues] = {name: answer_values(each, dialogues, found, CORRECTED) for name, each in scores.items()}
+    values: dict[str, AnswerValues] = {name: answer_values(each, dialogues, found, CORRECTED)
+                                       for name, each in scores.items()}
     table = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}
     image, differences = values[IMAGE], {}
     for name, each in values.items():
@@ -78,13 +80,14 @@ def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[Dialogu
             differences[f"{metric}, {IMAGE} - {name}"] = paired_difference(
                 value(image.ranks), value(each.ranks), image.rank_groups, seed, samples)
         if name != IMAGE and np.isfinite(image.ndcg).any():
-            differences[f"NDCG, {IMAGE} - {name}"] = paired_difference(image.ndcg, each.ndcg, image.ndcg_groups, seed, samples)
+            differences[f"NDCG, {IMAGE} - {name}"] = paired_difference(
+                image.ndcg, each.ndcg, image.ndcg_groups, seed, samples)
     return table, differences
 
 # %% ../nbs/86_answer_controls.ipynb #b0c0a016
 def verdict(difference: Estimate) -> str:
     """What an interval says about the difference that it holds."""
-    return "better than" if difference.low > 0 else "worse than" if difference.high < 0 else "not told apart from"
+    return "above" if difference.low > 0 else "below" if difference.high < 0 else "not told apart from"
 
 
 def answer_finding(table: Mapping[str, Mapping[str, Estimate]], differences: Mapping[str, Comparison],
@@ -95,8 +98,8 @@ def answer_finding(table: Mapping[str, Mapping[str, Estimate]], differences: Map
 
     def against(name: str) -> str:
         difference = differences[f"MRR, {IMAGE} - {name}"].difference
-        return f"{verdict(difference)} with {name} ({rank(name)}; difference {difference:+.1f})"
+        return f"{verdict(difference)} that with {name} ({rank(name)}; difference {difference:+.1f})"
 
     return (f"**With the image the right answer has an MRR of {rank(IMAGE)}: {against(NOTHING)}, {against(OTHER)}, "
-            f"{against(WORDS)}.** Without a model, the {KIND} gives {rank(KIND)}. The published protocol "
-            f"gives the same passes of the same model {published:.1f}.")
+            f"{against(WORDS)}.** Without a model, the {KIND} gives {rank(KIND)}. By the published "
+            f"protocol the same model has {published:.1f}.")
