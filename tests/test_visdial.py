@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_golden import FOLDERS, Golden
 
+from fromage.model.prompts import continue_text
 from fromage.model.scoring import Context, score, sum_log_probabilities
 from fromage.visdial.answers import FORMS, PARTS, AnswerScorer
 
@@ -34,7 +35,21 @@ def test_the_evaluation_scores_the_same(golden):
     case, model = golden.expected["visdial"], golden.model("pretrained")
     image = golden.features[case["image"]]
     found = AnswerScorer(model).score_round(case["context"], case["options"], torch.stack([image, image]))
-    begun = found[FORMS.index("extra_bos")]
+    begun = found[FORMS.index("apart, extra bos")]
     assert -begun[PARTS.index("squash, next token")] == pytest.approx(case["sum_ce_next_token"], rel=1e-5)
     assert -begun[PARTS.index("crop, same token")] == pytest.approx(case["sum_ce_as_published_unshifted"], rel=1e-5)
-    assert np.isfinite(np.delete(found, FORMS.index("blank_in_answer"), 0)).all()
+    assert np.isfinite(found).all()
+
+
+def test_the_boundary_moves_the_blank_in_front_of_opts_words(golden):
+    """With the tokenizer of the released model's kind: a running text has no lone blank before an answer, the release does."""
+    vocabulary, case = golden.model("pretrained").vocabulary, golden.expected["visdial"]
+    line = case["context"][case["context"].rfind("\n") + 1:]
+    assert line.endswith("A: ")
+    for option in case["options"]:
+        before, behind = continue_text(vocabulary, line, option)
+        assert before + behind == vocabulary.encode(line + option, bos=False)
+        assert vocabulary.decode(behind) == f" {option}"
+    scorer = AnswerScorer(golden.model("pretrained"))
+    assert vocabulary.decode(scorer.split(line, case["options"][0], "apart")[0]).endswith(" ")
+    assert not vocabulary.decode(scorer.split(line, case["options"][0], "running")[0]).endswith(" ")

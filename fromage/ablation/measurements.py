@@ -132,7 +132,7 @@ def measure_answers(model: Fromage, material: Material, most: int | None) -> dic
     """MRR, R@1 and NDCG of the true answers, as published and as corrected."""
     dialogues, table = material.dialogues[:most], {}
     for name, protocol in PROTOCOLS.items():
-        scorer = AnswerScorer(model, forms=("extra_bos" if protocol.extra_bos else "plain",))
+        scorer = AnswerScorer(model, forms=(protocol.form,))
         features = material.squashed if protocol.squash else material.cropped
         scores = np.array([[scorer.score_round(question_text(each, at), part.options, image[None].to(model.device))
                             [0, 0 if protocol.next_token else 1] for at, part in enumerate(each.rounds)]

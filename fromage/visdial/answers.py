@@ -20,7 +20,7 @@ from ..core.journals import Journal
 from ..core.metrics import Estimate, bootstrap, compare_pairs, hits, ndcg, ranks, reciprocal_ranks
 from ..core.records import progress
 from ..model.model import Fromage
-from ..model.prompts import Prompt, build_prompt, show_prompt
+from ..model.prompts import Prompt, build_prompt, continue_text, show_prompt
 from ..model.scoring import Context, sum_log_probabilities
 from ..networks.features import FeatureStore
 from .dialogues import OPTIONS, ROUNDS, Dialogue, DialogueSet
@@ -33,27 +33,25 @@ class Protocol:
     extra_bos: bool = False
     right_round: bool = True
     squash: bool = False
+    boundary: bool = False
     per_token: bool = False
-    blank_in_answer: bool = False
 
-    def __post_init__(self):
-        if self.blank_in_answer and (self.extra_bos or self.squash):
-            raise ValueError("blank_in_answer is an option of the corrected protocol: not with extra_bos or squash")
+    @property
+    def form(self) -> str:
+        """Where a candidate begins: one of `FORMS`."""
+        return ("apart" if self.boundary else "running") + (", extra bos" if self.extra_bos else "")
 
 
 CORRECTED = Protocol()
-PUBLISHED = Protocol(next_token=False, extra_bos=True, right_round=False, squash=True)
+PUBLISHED = Protocol(next_token=False, extra_bos=True, right_round=False, squash=True, boundary=True)
 PROTOCOLS = {"corrected": CORRECTED, "published": PUBLISHED}
 DEFECTS = {"next_token": "judged by the state at the token", "extra_bos": "`</s>` before candidates",
-           "right_round": "NDCG of the round behind", "squash": "squashed images"}
-
-
-CHOICES = {"option: mean over tokens": Protocol(per_token=True),
-                   "option: blank in the answer": Protocol(blank_in_answer=True)}
+           "right_round": "NDCG of the round behind", "squash": "squashed images", "boundary": "a lone blank before candidates"}
+CHOICES = {"option: mean over tokens": Protocol(per_token=True)}
 
 
 def variants() -> dict[str, Protocol]:
-    """Protocols worth comparing: corrected, each defect alone, published, published with each defect repaired, two options."""
+    """Protocols worth comparing: corrected, each defect alone, published, published with each defect repaired, the option."""
     found = {"corrected": CORRECTED}
     found |= {f"+ {words}": replace(CORRECTED, **{name: getattr(PUBLISHED, name)}) for name, words in DEFECTS.items()}
     found |= {"published": PUBLISHED}
@@ -61,7 +59,7 @@ def variants() -> dict[str, Protocol]:
     return found | CHOICES
 
 # %% ../../nbs/visdial/01_answers.ipynb #6143e9d6
-FORMS = ("plain", "extra_bos", "blank_in_answer")  # where a candidate begins
+FORMS = ("running", "running, extra bos", "apart", "apart, extra bos")  # where a candidate begins
 PARTS = ("squash, next token", "squash, same token", "crop, next token", "crop, same token", "tokens")
 
 
@@ -76,46 +74,49 @@ class AnswerScorer:
 
     def __init__(self, model: Fromage, tokens_per_pass: int = 1024, forms: Sequence[str] = FORMS):
         self.model, self.tokens_per_pass, self.forms = model, tokens_per_pass, forms
-        self.contexts = [Context(model), Context(model)]
+        self.contexts: dict[int, Context] = {}
 
-    def encode(self, text: str, form: str) -> list[int]:
-        """Ids of a candidate in a form."""
+    def split(self, text: str, option: str, form: str) -> tuple[list[int], list[int]]:
+        """The ids of the text's last line before a candidate, and the candidate's, in a form."""
+        encode, line = self.model.vocabulary.encode, text[text.rfind("\n") + 1:]
+        if form.startswith("running"):
+            before, behind = continue_text(self.model.vocabulary, line, option)
+        else:
+            before, behind = encode(line, bos=False), encode(option, bos=False)
+        return before, [self.model.vocabulary.bos_id] * form.endswith("extra bos") + behind
+
+    def score_round(self, text: str, options: Sequence[str], places: Sequence[Tensor | str | None]) -> np.ndarray:
+        """Sums and lengths (forms, parts, N) of candidates after each of the `places` and `text`.
+
+        In an image's place stands its features (V,), words, or nothing; two parts for each, then the lengths."""
         encode = self.model.vocabulary.encode
-        if form == "blank_in_answer":
-            return encode(f"A: {text}", bos=False)[len(encode("A:", bos=False)):]
-        return encode(text, bos=form == "extra_bos")
-
-    def score_round(self, text: str, options: Sequence[str], images: Tensor) -> np.ndarray:
-        """Sums and lengths (forms, parts, N) of candidates after `text`; images (2, V): squashed, cropped, or (1, V): either."""
-        ids, bare = (self.model.vocabulary.encode(part) for part in (text, text.removesuffix(" ")))
-        shared = next((place for place, (a, b) in enumerate(zip(ids, bare)) if a != b), min(len(ids), len(bare)))
-        tails = {form: (bare if form == "blank_in_answer" else ids)[shared:] for form in self.forms}
-        sums = np.full((len(self.forms), 2 * len(images) + 1, len(options)), np.nan, np.float32)
-        sums[:, -1] = [[len(self.encode(option, form)) for option in options] for form in self.forms]
-        for part, (context, image) in enumerate(zip(self.contexts, images)):
-            last = part == len(images) - 1  # no protocol squashes and has the blank in the answer
-            forms = [form for form in self.forms if last or form != "blank_in_answer"]
-            begin = build_prompt(self.model, [image])
-            context.read(Prompt(begin.ids + ids[:shared], begin.features))
-            sequences = [tails[form] + self.encode(option, form) for form in forms for option in options]
-            skips = [len(tails[form]) for form in forms for _ in options]
+        line = encode(text[text.rfind("\n") + 1:], bos=False)
+        parts = [self.split(text, option, form) for form in self.forms for option in options]
+        shared = min(len(before) for before, _ in parts)  # what all forms read alike of the last line
+        ids = encode(text)[:-len(line)] + line[:shared]
+        sequences, skips = [before[shared:] + behind for before, behind in parts], [len(before) - shared for before, _ in parts]
+        sums = np.empty((len(self.forms), 2 * len(places) + 1, len(options)), np.float32)
+        sums[:, -1] = np.reshape([len(behind) for _, behind in parts], (len(self.forms), -1))
+        for part, place in enumerate(places):
+            begin = Prompt([], []) if place is None else build_prompt(self.model, [place])
+            context = self.contexts.setdefault(part, Context(self.model)).read(Prompt(begin.ids + ids, begin.features))
             found = sum_log_probabilities(context, sequences, skips, (1, 0), self.tokens_per_pass)
-            rows = [self.forms.index(form) for form in forms]
-            sums[rows, 2 * part:2 * part + 2] = found.view(2, len(forms), len(options)).transpose(0, 1).numpy()
+            sums[:, 2 * part:2 * part + 2] = found.view(2, len(self.forms), -1).transpose(0, 1).numpy()
         return sums
 
-    def score_dialogue(self, dialogue: Dialogue, images: Tensor) -> np.ndarray:
+    def score_dialogue(self, dialogue: Dialogue, places: Sequence[Tensor | str | None]) -> np.ndarray:
         """(rounds, forms, parts, 100) of a whole dialogue."""
-        return np.stack([self.score_round(question_text(dialogue, at), each.options, images)
+        return np.stack([self.score_round(question_text(dialogue, at), each.options, places)
                          for at, each in enumerate(dialogue.rounds)])
 
 # %% ../../nbs/visdial/01_answers.ipynb #5e88b3f0
 def show_question(model: Fromage, dialogue: Dialogue, at: int, option: str, image: Tensor, protocol: Protocol) -> str:
     """The tokens read before a candidate of round `at` (from 0), an arrow, and the tokens scored; image features (V,)."""
-    text, scorer = question_text(dialogue, at), AnswerScorer(model)
-    form = "extra_bos" if protocol.extra_bos else "blank_in_answer" if protocol.blank_in_answer else "plain"
-    prompt = build_prompt(model, [image, text.removesuffix(" ") if protocol.blank_in_answer else text])
-    shown = [show_prompt(model.vocabulary, each) for each in (prompt, Prompt(scorer.encode(option, form), []))]
+    text = question_text(dialogue, at)
+    before, behind = AnswerScorer(model).split(text, option, protocol.form)
+    prompt = build_prompt(model, [image, text[:text.rfind("\n") + 1]])
+    prompt.ids += before
+    shown = [show_prompt(model.vocabulary, each) for each in (prompt, Prompt(behind, []))]
     return " → ".join(shown)
 
 
@@ -150,9 +151,8 @@ def score_answers(model: Fromage, dialogues: Sequence[Dialogue], squashed: Featu
 
 def choose_scores(sums: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Scores (N, rounds, 100) of a protocol from all sums (N, rounds, forms, parts, 100)."""
-    form = "extra_bos" if protocol.extra_bos else "blank_in_answer" if protocol.blank_in_answer else "plain"
     part = f"{'squash' if protocol.squash else 'crop'}, {'next' if protocol.next_token else 'same'} token"
-    chosen = sums[:, :, FORMS.index(form)]
+    chosen = sums[:, :, FORMS.index(protocol.form)]
     scores = chosen[:, :, PARTS.index(part)]
     return scores / chosen[:, :, PARTS.index("tokens")] if protocol.per_token else scores
 

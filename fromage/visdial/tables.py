@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'SEARCH_METRICS', 'QUOTED_ANSWERS', 'QUOTED_SEARCH', 'QUOTED_CURVES', 'beside_paper', 'defect_table',
-           'comparison_line', 'worked_rounds']
+           'comparison_line', 'place_table', 'worked_rounds']
 
 # %% ../../nbs/visdial/03_tables.ipynb #27694d36
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,13 @@ def defect_table(compared: Mapping[str, Mapping[str, Estimate | float]]) -> str:
 def comparison_line(name: str, comparison: Comparison) -> str:
     """A paired comparison in words."""
     return f"{name}: {comparison} ({comparison.difference.n_used} dialogues)"
+
+# %% ../../nbs/visdial/03_tables.ipynb #b0c0b002
+def place_table(table: Mapping[str, Mapping[str, Estimate | float]], differences: Mapping[str, Comparison], image: str) -> str:
+    """Markdown: metrics of each thing in the image's place, and the image's MRR minus its own."""
+    rows = [[name, *(format_value(row.get(metric)) for metric in METRICS), str(differences.get(f"MRR, {image} - {name}", "–"))]
+            for name, row in table.items()]
+    return markdown_table(["in the image's place", *METRICS, f"MRR, {image} - this"], rows)
 
 # %% ../../nbs/visdial/03_tables.ipynb #6c9eeadf
 def worked_rounds(dialogue: Dialogue, scores: Mapping[str, np.ndarray]) -> str:
