@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .config import resolve_path
-from .datasets import find_local
+from .datasets import read_local
 from .human_eval import Specification, read_specification
 from .mini import ensure_world
 from .records import atomic_path, hash_file, hash_value, write_json
-from .sources import BadImage, decode_image, read_image
+from .sources import BadImage, decode_image
 from .stories import STORY_LENGTH, Story, read_stories
 from .storytelling import Telling, human_telling
 from .studies import Item, Study, Visit, balanced_square, key_path, open_study, share_out
@@ -106,8 +106,7 @@ class Builder:
         for name in story.images:
             try:
                 if name not in self.pictures:
-                    path = find_local(self.images, (name,)) or self.images / name
-                    self.pictures[name] = self.write_picture(decode_image(read_image(path)))
+                    self.pictures[name] = self.write_picture(decode_image(read_local(self.images, (name,))))
                 found.append(self.pictures[name])
             except BadImage as error:
                 self.problems[str(error)] += 1

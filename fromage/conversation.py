@@ -6,6 +6,7 @@
 __all__ = ['Teller', 'Gallery', 'open_gallery', 'match_gallery', 'seen_rows', 'steps_of', 'show_images', 'Conversation']
 
 # %% ../nbs/71_conversation.ipynb #5fa4743f
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .interleaving import Pieces, answer, finish
 from .pictures import DialogueError, Picture, read_picture
 from .prompts import Prompt, build_prompt
 from .retrieval import ImageIndex
-from .sources import BadImage, read_image
+from .sources import BadImage, read_inside
 from .splits import render_if_mini
 
 # %% ../nbs/71_conversation.ipynb #6c56cdf8
@@ -35,9 +36,12 @@ class Gallery:
     def picture(self, row: int, score: float | None = None) -> Picture:
         """The picture of a row; DialogueError when its file is gone or broken."""
         name = self.index.ids[row]
-        place = self.folder / (self.index.paths[row] if self.index.paths else name)
+        path = self.index.paths[row] if self.index.paths else name
+        base = path[:-len(name)] if path.endswith(name) else ""  # a folder of pictures may itself be a link, none below it
         try:
-            return read_picture(name, read_image(place), row, score)
+            if os.path.normpath(base).startswith(("..", "/")):
+                raise BadImage("image outside its folder")
+            return read_picture(name, read_inside(self.folder / base, path[len(base):]), row, score)
         except BadImage as problem:
             raise DialogueError(f"{name} cannot be shown: {problem}.") from None
 

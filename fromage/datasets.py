@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME_RULES', 'FORMS', 'read_caption', 'read_member', 'group_members', 'find_in_shard', 'Shards', 'read_lines',
-           'split_line', 'read_inside', 'CaptionTable', 'basename', 'find_local', 'choose_rule', 'UrlTable',
+           'split_line', 'CaptionTable', 'basename', 'find_local', 'read_local', 'choose_rule', 'UrlTable',
            'open_captions']
 
 # %% ../nbs/11_datasets.ipynb #5a140ade
@@ -23,7 +23,7 @@ import numpy as np
 from .records import hash_file
 from fromage.sources import (
     IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, CaptionedImage, CaptionSource, Found, ImageFolder, Problems,
-    decode_image, fail, list_files, read_image, read_limited,
+    decode_image, fail, list_files, read_inside, read_limited,
 )
 
 # %% ../nbs/11_datasets.ipynb #7d44e825
@@ -128,14 +128,6 @@ def split_line(line: bytes) -> tuple[str, str]:
     except ValueError:
         raise BadExample("unreadable line") from None
 
-
-def read_inside(folder: Path, name: str) -> bytes:
-    """The bytes of the image `name` below `folder`; BadImage when it lies elsewhere or cannot be read."""
-    relative = os.path.normpath(name)
-    if not name or os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
-        raise BadImage("image outside its folder" if name else "missing image")
-    return read_image(os.path.join(folder, relative))
-
 # %% ../nbs/11_datasets.ipynb #ed3cb8bf
 class CaptionTable(CaptionSource):
     """A table `caption<TAB>image` with a header, and a folder that holds the images."""
@@ -187,6 +179,14 @@ def find_local(folder: Path, names: tuple[str, ...]) -> str | None:
     candidates = (os.path.join(folder, name + suffix) for name in names if name for suffix in ("", *IMAGE_SUFFIXES))
     return next((path for path in candidates if os.path.isfile(path)), None)
 
+
+def read_local(folder: Path, names: tuple[str, ...]) -> bytes:
+    """The bytes of the first of `names` that `find_local` finds; BadImage where there is none, or it lies outside `folder`."""
+    path = find_local(folder, names)
+    if path is None:
+        raise BadImage("missing image")
+    return read_inside(folder, path)
+
 # %% ../nbs/11_datasets.ipynb #000bb1f9
 def choose_rule(folder: Path, urls: Iterator[tuple[int, str]]) -> str:
     """The rule of NAME_RULES that finds most files for the first (row, URL); FileNotFoundError when none finds any."""
@@ -232,8 +232,7 @@ class UrlTable(CaptionSource):
         caption, url = split_line(line)
         if self.ambiguous and hash(basename(url)) in self.ambiguous:
             raise BadImage("ambiguous image name")
-        path = find_local(self.images, NAME_RULES[self.rule](row, url))
-        return caption, read_image(path) if path else fail("missing image")
+        return caption, read_local(self.images, NAME_RULES[self.rule](row, url))
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""

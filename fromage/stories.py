@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .config import resolve_path
-from .datasets import find_local
+from .datasets import read_local
 from .records import hash_file
-from .sources import CaptionSource, Found, fail, list_files, read_image
+from .sources import CaptionSource, Found, list_files
 
 # %% ../nbs/26_stories.ipynb #0b66b08c
 STORY_LENGTH, ORDERS = 5, ("annotation", "story")
@@ -101,8 +101,7 @@ class StoryImages(CaptionSource):
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""
         for name in self.names:
-            path = find_local(self.images, (name,))
-            yield Found(name, lambda path=path: ("", read_image(path)) if path else fail("missing image"))
+            yield Found(name, lambda name=name: ("", read_local(self.images, (name,))))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from .backbones import VisionTower
 from .model import Fromage, project_images
 from .reference import race
-from .sources import BadImage, decode_image, read_image
-from .datasets import find_local
+from .sources import decode_image
+from .datasets import read_local
 from .stories import Story, StoryFile, StoryImages, read_stories
 from .features import extract_features
 from .vist import CONTEXTS, Context, choose_stories, embed_contexts, find_protocol
@@ -26,10 +26,7 @@ from .vist import CONTEXTS, Context, choose_stories, embed_contexts, find_protoc
 # %% ../nbs/58_story_race.ipynb #efc0a81b
 def plain_features(tower: VisionTower, folder: Path, name: str, squash: bool) -> Tensor:
     """Features (1, V) of one picture, read and encoded now; BadImage where it cannot be."""
-    path = find_local(folder, (name,))
-    if path is None:
-        raise BadImage("missing image")
-    return tower.encode(tower.preprocess(decode_image(read_image(path)), squash)[None])
+    return tower.encode(tower.preprocess(decode_image(read_local(folder, (name,))), squash)[None])
 
 
 def plain_query(model: Fromage, tower: VisionTower, folder: Path, story: Story, context: Context, squash: bool) -> Tensor:
