@@ -6,6 +6,7 @@
 __all__ = ['Teller', 'Gallery', 'open_gallery', 'match_gallery', 'seen_rows', 'steps_of', 'show_images', 'Conversation']
 
 # %% ../../nbs/chat/02_conversation.ipynb #5fa4743f
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from .dialogue import PLAIN, QUESTIONS, Dialogue, Step, fit_context, give_answer, prompt_pieces
 from .pictures import DialogueError, Picture, read_picture
 from ..core.config import resolve_path
-from ..data.sources import BadImage, read_image
+from ..data.sources import BadImage, read_inside
 from ..model.assistant import Assistant
 from ..model.galleries import load_index
 from ..model.generation import Decoding, Reply
@@ -35,9 +36,12 @@ class Gallery:
     def picture(self, row: int, score: float | None = None) -> Picture:
         """The picture of a row; DialogueError when its file is gone or broken."""
         name = self.index.ids[row]
-        place = self.folder / (self.index.paths[row] if self.index.paths else name)
+        path = self.index.paths[row] if self.index.paths else name
+        base = path[:-len(name)] if path.endswith(name) else ""  # a folder of pictures may itself be a link, none below it
         try:
-            return read_picture(name, read_image(place), row, score)
+            if os.path.normpath(base).startswith(("..", "/")):
+                raise BadImage("image outside its folder")
+            return read_picture(name, read_inside(self.folder / base, path[len(base):]), row, score)
         except BadImage as problem:
             raise DialogueError(f"{name} cannot be shown: {problem}.") from None
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME_RULES', 'FORMS', 'read_member', 'group_members', 'find_in_shard', 'Shards', 'read_lines', 'split_line',
-           'read_inside', 'CaptionTable', 'basename', 'find_ambiguous', 'choose_rule', 'number_names', 'is_header',
-           'UrlTable', 'open_captions']
+           'CaptionTable', 'basename', 'find_ambiguous', 'choose_rule', 'number_names', 'is_header', 'UrlTable',
+           'open_captions']
 
 # %% ../../nbs/data/03_captions.ipynb #5a140ade
 import hashlib
@@ -23,10 +23,10 @@ import numpy as np
 from ..core.config import resolve_path
 from ..core.records import hash_file
 from .layouts import Sidecars, list_shards, name_files
-from .pairs import Pairs, find_local, parse_caption
+from .pairs import Pairs, find_local, parse_caption, read_local
 from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, CaptionedImage,
                                   CaptionSource, Found, ImageFolder, Problems, decode_image, fail,
-                                  list_files, read_image, read_limited)
+                                  list_files, read_inside, read_limited)
 
 # %% ../../nbs/data/03_captions.ipynb #7d44e825
 def read_member(archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> tuple[str, bytes]:
@@ -116,14 +116,6 @@ def split_line(line: bytes) -> tuple[str, str]:
         return first.strip(), second.strip()
     except ValueError:
         raise BadExample("unreadable line") from None
-
-
-def read_inside(folder: Path, name: str) -> bytes:
-    """The bytes of the image `name` below `folder`; BadImage when it lies elsewhere or cannot be read."""
-    relative = os.path.normpath(name)
-    if not name or os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
-        raise BadImage("image outside its folder" if name else "missing image")
-    return read_image(os.path.join(folder, relative))
 
 # %% ../../nbs/data/03_captions.ipynb #ed3cb8bf
 class CaptionTable(CaptionSource):
@@ -246,8 +238,8 @@ class UrlTable(CaptionSource):
         caption, url = split_line(line)[self.order]
         if self.ambiguous and hash(basename(url)) in self.ambiguous:
             raise BadImage("ambiguous image name")
-        path = find_local(self.images, NAME_RULES[self.rule](row, url) if self.rule in NAME_RULES else self.sidecars.find(url))
-        return caption, read_image(path) if path else fail("missing image")
+        names = NAME_RULES[self.rule](row, url) if self.rule in NAME_RULES else self.sidecars.find(url)
+        return caption, read_local(self.images, names)
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""
         for row, line in self.rows():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
            'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'read_limited',
-           'read_image', 'list_files', 'ImageFolder']
+           'read_image', 'resolve_inside', 'read_inside', 'list_files', 'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
@@ -188,6 +188,24 @@ def read_image(path: str | Path) -> bytes:
         raise BadImage("unreadable image") from None
 
 
+def resolve_inside(folder: str | Path, name: str, named_in: str | Path = "") -> Path:
+    """Where `name` lies below `folder`, links followed. BadImage where it leads out; with `named_in`, the file that holds
+    the name, the message says all of it."""
+    try:
+        root, place = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    except (ValueError, TypeError):  # no name of a file: half a character, a null, a number
+        raise BadImage(f"{named_in}: {name!r} is no name of a file" if named_in else "missing image") from None
+    if place != root and not place.startswith(os.path.join(root, "")):
+        raise BadImage(f"{named_in}: {name!r} leads out of {folder}; allowed are files below it" if named_in
+                       else "image outside its folder")
+    return Path(place)
+
+
+def read_inside(folder: str | Path, name: str) -> bytes:
+    """The bytes of the image `name` below `folder`; BadImage when it lies elsewhere or cannot be read."""
+    return read_image(resolve_inside(folder, name))
+
+
 def list_files(folder: Path) -> Iterator[tuple[str, int]]:
     """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
@@ -209,7 +227,7 @@ class ImageFolder(CaptionSource):
             if name.lower().endswith(IMAGE_SUFFIXES):
                 there = size >= 0
                 yield Found(name, lambda name=name, there=there:
-                            ("", read_image(self.path / name)) if there else fail("missing image"))
+                            ("", read_inside(self.path, name)) if there else fail("missing image"))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.captions import find_local
-from ..data.sources import BadImage, decode_image, read_image
+from ..data.captions import read_local
+from ..data.sources import decode_image
 from ..model.model import Fromage, project_images
 from ..networks.backbones import VisionTower
 from ..networks.features import extract_features
@@ -26,10 +26,7 @@ from ..vist.stories import Story, StoryFile, StoryImages, read_stories
 # %% ../../nbs/released/03_stories.ipynb #efc0a81b
 def plain_features(tower: VisionTower, folder: Path, name: str, squash: bool) -> Tensor:
     """Features (1, V) of one picture, read and encoded now; BadImage where it cannot be."""
-    path = find_local(folder, (name,))
-    if path is None:
-        raise BadImage("missing image")
-    return tower.encode(tower.preprocess(decode_image(read_image(path)), squash)[None])
+    return tower.encode(tower.preprocess(decode_image(read_local(folder, (name,))), squash)[None])
 
 
 def plain_query(model: Fromage, tower: VisionTower, folder: Path, story: Story, context: Context, squash: bool) -> Tensor:

@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 
 from ..core.config import resolve_path
 from ..core.records import atomic_path, hash_file, hash_value, write_json
-from ..data.captions import find_local
-from ..data.sources import BadImage, decode_image, read_image
+from ..data.captions import read_local
+from ..data.sources import BadImage, decode_image
 from ..mini.rendering import ensure_world
 from .folder import Item, Study, Visit, balanced_square, key_path, open_study, share_out
 from .specification import Specification, read_specification
@@ -106,8 +106,7 @@ class Builder:
         for name in story.images:
             try:
                 if name not in self.pictures:
-                    path = find_local(self.images, (name,)) or self.images / name
-                    self.pictures[name] = self.write_picture(decode_image(read_image(path)))
+                    self.pictures[name] = self.write_picture(decode_image(read_local(self.images, (name,))))
                 found.append(self.pictures[name])
             except BadImage as error:
                 self.problems[str(error)] += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import resolve_path
-from ..data.sources import BadExample, CaptionSource, Found, Problems, fail, read_image
+from ..data.sources import BadExample, CaptionSource, Found, Problems, fail, read_inside
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #ddb7765e
 ROUNDS, OPTIONS = 10, 100
@@ -171,7 +171,7 @@ class DialogueImages(CaptionSource):
         for identifier, name in self.names.items():
             there = (self.path / name).is_file()
             yield Found(identifier, lambda name=name, there=there:
-                        ("", read_image(self.path / name)) if there else fail("missing image"))
+                        ("", read_inside(self.path, name)) if there else fail("missing image"))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""

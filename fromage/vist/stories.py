@@ -15,8 +15,8 @@ from typing import Any
 
 from ..core.config import resolve_path
 from ..core.records import hash_file
-from ..data.captions import find_local
-from ..data.sources import CaptionSource, Found, fail, list_files, read_image
+from ..data.captions import read_local
+from ..data.sources import CaptionSource, Found, list_files
 
 # %% ../../nbs/vist/00_stories.ipynb #0b66b08c
 STORY_LENGTH, ORDERS = 5, ("annotation", "story")
@@ -101,8 +101,7 @@ class StoryImages(CaptionSource):
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""
         for name in self.names:
-            path = find_local(self.images, (name,))
-            yield Found(name, lambda path=path: ("", read_image(path)) if path else fail("missing image"))
+            yield Found(name, lambda name=name: ("", read_local(self.images, (name,))))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
