@@ -4,11 +4,30 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
+
+
+class BuildWithShipped(build_py):
+    """Copies the miniature networks and the notebooks into the wheel, under the package; an editable install reads them here."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        mini = HERE / "data" / "mini"
+        files = [path for part in ("lm", "tower") for path in (mini / part).rglob("*") if path.is_file()]
+        files += [mini / "checkpoint.safetensors", mini / "manifest.json"]
+        files += [path for path in (HERE / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+        for path in files:
+            target = Path(self.build_lib, settings["lib_path"], "shipped", path.relative_to(HERE))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(path), str(target))
+
 
 setup(
     name=settings["lib_name"],
@@ -25,6 +44,9 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={"dev": f"{settings['dev_requirements']} {settings['faiss_requirements']}".split(),  # tests try what is optional
                     "faiss": settings["faiss_requirements"].split()},
-    entry_points={"nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},
+    cmdclass={"build_py": BuildWithShipped},
+    package_data={settings["lib_path"]: ["py.typed"]},
+    entry_points={"console_scripts": [f"fromage={settings['lib_path']}.chat.command:main"],
+                  "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

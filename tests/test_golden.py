@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from fromage.core.config import Training
-from fromage.model.checkpoint import load_checkpoint, load_model, load_released, load_released_gallery
+from fromage.model.checkpoint import (load_checkpoint, load_model, load_released, load_released_gallery,
+                                      read_plain_state)
 from fromage.model.generation import Decoding, generate_ids
 from fromage.model.interleaving import answer, illustrate, log_likelihoods
 from fromage.model.losses import (CaptionBatch, caption_loss, contrastive_logits, contrastive_losses,
@@ -17,6 +18,7 @@ from fromage.model.losses import (CaptionBatch, caption_loss, contrastive_logits
 from fromage.model.model import (embed_images, hidden_states, needs_all_layers, next_token_logits,
                                  project_images, project_text, run_language_model, trained_parameters)
 from fromage.model.prompts import build_prompt, embed_prompt
+from fromage.model.release import save_released, save_released_gallery
 from fromage.model.retrieval import ImageIndex
 from fromage.model.training import make_optimizer, train_step
 from fromage.networks.backbones import load_language_model
@@ -76,6 +78,22 @@ def test_there_is_a_golden_set():
 def test_a_released_folder_is_a_checkpoint(golden):
     tensors = load_checkpoint(golden.folder / "official").tensors
     assert all(torch.equal(value, tensors[name]) for name, value in load_released(golden.folder / "official").tensors.items())
+
+
+@pytest.mark.parametrize("name", ["init", "pretrained"])
+def test_a_released_folder_is_written_again_to_the_bit(golden, name, tmp_path):
+    """Arguments, names, shapes, types and values of the weights, and the gallery, are those that were read."""
+    source, file = golden.folder / "official", f"{name}_ckpt.pth.tar"
+    (tmp_path / "lm").symlink_to(golden.folder / "lm")
+    folder = save_released(tmp_path / "official", golden.model(name), load_released(source).config, checkpoint_name=file)
+    assert json.loads((folder / "model_args.json").read_text()) == json.loads((source / "model_args.json").read_text())
+    found, expected = (read_plain_state(place / file) for place in (folder, source))
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert found[key].shape == value.shape and found[key].dtype == value.dtype and torch.equal(found[key], value), key
+    gallery = save_released_gallery(folder / "cc3m_embeddings.pkl", *load_released_gallery(source / "cc3m_embeddings.pkl"))
+    for one, other in zip(load_released_gallery(gallery), load_released_gallery(source / "cc3m_embeddings.pkl")):
+        assert np.array_equal(one, other)
 
 
 def test_captions_become_the_same_ids(golden, trained):

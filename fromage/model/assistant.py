@@ -60,6 +60,7 @@ class Assistant:
 
 # %% ../../nbs/model/10_assistant.ipynb #c0bb9b17
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:
-    """The assistant of a checkpoint's path, with the two frozen networks that it was trained with."""
-    found = load_checkpoint(resolve_path(checkpoint))
+    """The assistant of a checkpoint's path, or of `mini`, which is shipped, with the frozen networks that it was trained with."""
+    shipped = checkpoint == "mini" and not resolve_path(checkpoint).exists()
+    found = load_checkpoint(resolve_path("data/mini/checkpoint.safetensors" if shipped else checkpoint))
     return Assistant(load_model(found, device), load_tower(found, device), checkpoint_key(found))

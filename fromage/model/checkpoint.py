@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAGS', 'SAFE_GLOBALS', 'CheckpointError', 'save_tensors',
            'load_tensors', 'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'checkpoint_key', 'copy_weights',
-           'new_model', 'load_model', 'initialise_from', 'load_tower', 'read_released_state', 'load_released',
-           'ArrayUnpickler', 'load_released_gallery']
+           'new_model', 'load_model', 'initialise_from', 'load_tower', 'read_plain_state', 'read_released_state',
+           'load_released', 'ArrayUnpickler', 'load_released_gallery']
 
 # %% ../../nbs/model/07_checkpoint.ipynb #4e279a44
 import hashlib
@@ -167,15 +167,20 @@ RELEASED_TABLES = ("model.input_embeddings.weight", "model.lm.model.decoder.embe
 UNSUPPORTED_FLAGS = ("use_image_embed_norm", "use_text_embed_layernorm")
 
 
-def read_released_state(path: Path) -> dict[str, Tensor]:
-    """Our names -> tensors of a released `.pth.tar`, read without running code from it."""
+def read_plain_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a released `.pth.tar` as they are stored, read without running code from it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise CheckpointError(f"{path}: not a released checkpoint of plain tensors ({str(error).splitlines()[0]})") from None
-    state = {name.removeprefix("module."): value.float() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def read_released_state(path: Path) -> dict[str, Tensor]:
+    """Our names -> float32 tensors of a released `.pth.tar`."""
+    state = {name.removeprefix("module."): value.float() for name, value in read_plain_state(path).items()}
     tensors = {new: state[old] for old, new in RELEASED_NAMES.items() if old in state}
     for old in (name for name in state if name.startswith("model.text_hidden_fcs.")):
         number, _, part = old.removeprefix("model.text_hidden_fcs.").split(".")

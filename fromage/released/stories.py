@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.captions import read_local
-from ..data.sources import decode_image
+from ..data.sources import BadImage, decode_image
 from ..model.model import Fromage, project_images
 from ..networks.backbones import VisionTower
 from ..networks.features import extract_features

@@ -1,0 +1,79 @@
+"""A wheel travels: built from a copy, unpacked, and used in an empty folder that knows no repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from house_rules import ROOT, read_notebooks, runs
+
+KEPT = ["nbs", "fromage", "settings.ini", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unpacked wheel, made without a network."""
+    source, made, site = (tmp_path_factory.mktemp(name) for name in ("source", "made", "site"))
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "rendered*")
+    for name in KEPT:
+        shutil.copytree(ROOT / name, source / name, ignore=ignored) if (ROOT / name).is_dir() \
+            else shutil.copy(ROOT / name, source / name)
+    shutil.copytree(ROOT / "data/mini", source / "data/mini", ignore=ignored)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", made, source]
+    done = subprocess.run(build, cwd=source, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    zipfile.ZipFile(next(made.glob("*.whl"))).extractall(site)
+    return site
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with two pictures and nothing else."""
+    (tmp_path / "pictures").mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "pictures" / f"{colour}.png")
+    return tmp_path
+
+
+def python(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Python with the unpacked wheel, in the working folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "FROMAGE_ROOT"} | {"PYTHONPATH": str(site)}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=300)
+
+
+def test_the_wheel_holds_everything_that_is_needed(site: Path) -> None:
+    shipped = site / "fromage" / "shipped"
+    assert (site / "fromage/py.typed").is_file()
+    assert {path.stem for path in (shipped / "nbs").rglob("*.ipynb")} >= {notebook.name for notebook in runs(read_notebooks())}
+    commands = next(site.glob("*.dist-info")) / "entry_points.txt"
+    assert "fromage = fromage.chat.command:main" in commands.read_text()
+
+
+def test_the_shipped_model_opens_in_an_empty_folder(site: Path, folder: Path) -> None:
+    code = ("import fromage, sys; from fromage.model.assistant import open_assistant; from PIL import Image; a = open_assistant('mini');"
+            "print(fromage.__file__); picture = Image.open('pictures/red.png');"
+            "print(a.ask([picture, 'Q: what colour is the ball?\\nA:'])); print(a.find(['a red ball'], a.index('pictures'), k=2))")
+    done = python(site, folder, "-c", code)
+    assert done.returncode == 0, done.stderr
+    where, answer, found = done.stdout.splitlines()
+    assert Path(where).is_relative_to(site) and answer and "red.png" in found and "blue.png" in found
+    assert (folder / "data/runs/indexes").is_dir()
+
+
+def test_the_command_runs_a_notebook(site: Path, folder: Path) -> None:
+    words = ["--captions", "pictures", "--form", "folder", "--output", "store", "--shown", "1"]
+    done = python(site, folder, "-m", "fromage.chat.command", "prepare", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "reports/prepare.ipynb").is_file() and list((folder / "store").iterdir())
+
+
+def test_a_run_refuses_what_is_not_allowed(site: Path, folder: Path) -> None:
+    done = python(site, folder, "-m", "fromage.chat.command", "train", "--steps", "many")
+    assert done.returncode == 1 and "steps = 'many': allowed is int" in done.stderr and "Traceback" not in done.stderr
+    done = python(site, folder, "-m", "fromage.chat.command", "train", "--lrr", "1")
+    assert done.returncode == 2 and "unrecognized arguments: --lrr 1" in done.stderr
