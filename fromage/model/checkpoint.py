@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.config import Config, change, flatten, resolve_path
 from ..core.records import atomic_path
+from .conformance import check_model
 from .model import Fromage, trained_parameters
 from ..networks.backbones import VisionTower, load_language_model, load_vision_tower
 
@@ -107,24 +108,27 @@ def copy_weights(model: Fromage, tensors: dict[str, Tensor]) -> None:
 
 
 def new_model(config: Config, vision_width: int, language_model: PreTrainedModel | None = None,
-              tokenizer: PreTrainedTokenizerBase | None = None) -> Fromage:
-    """An untrained model of `config`, initialised by its seed, on its device."""
+              tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True) -> Fromage:
+    """An untrained model of `config`, initialised by its seed, on its device; `check` False leaves its checks out."""
     if language_model is None:
         names = config.backbones
         language_model, tokenizer = load_language_model(names.language_model, names.precision, config.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Fromage(language_model, tokenizer, vision_width, **vars(config.grounding))
-    return model.to(config.device)
+    model = model.to(config.device)
+    if check:
+        check_model(model)
+    return model
 
 # %% ../../nbs/model/09_checkpoint.ipynb #bd993378
 def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, language_model: PreTrainedModel | None = None,
-               tokenizer: PreTrainedTokenizerBase | None = None) -> Fromage:
-    """The trained model of a checkpoint (or its path), in evaluation mode; it needs no vision tower."""
+               tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True) -> Fromage:
+    """The trained model of a checkpoint (or its path), in evaluation mode; `check` False leaves its checks out."""
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     config = change(checkpoint.config, device=device or checkpoint.config.device)
-    model = new_model(config, checkpoint.vision_width, language_model, tokenizer)
+    model = new_model(config, checkpoint.vision_width, language_model, tokenizer, check)
     found, expected = model.language_fingerprint, checkpoint.language_fingerprint
     if expected not in (None, found):
         raise CheckpointError(f"the checkpoint belongs to another language model ({expected[:12]}) than "

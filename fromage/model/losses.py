@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .model import (Fromage, attention_mask, embed_images, embed_tokens, hidden_states,
-                                 needs_all_layers, output_bias, next_token_logits, project_text,
-                                 run_language_model)
+from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens,
+                                 hidden_states, needs_all_layers, output_bias, next_token_logits,
+                                 project_text, run_language_model)
 
 # %% ../../nbs/model/01_losses.ipynb #9f6445a1
 COLUMNS = {"cpu": 4096}  # columns of the vocabulary at a time: blocks that stay in a processor's cache
@@ -221,7 +221,7 @@ class RetrievalPass:
 def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> list[Tensor]:
     """One `[RET]` behind each sequence of a cache, with gradients: the states (S, layer width) of each of `text_emb_layers`."""
     count, width = len(rows.members), max(map(len, rows.members))
-    token = model.ret_input.to(model.input_table.dtype).expand(count, width, -1)
+    token = embed_rows(model, model.ret_input).expand(count, width, -1)
     mask, positions, slots = None, None, {number: row * width + column for row, numbers in enumerate(rows.members)
                                           for column, number in enumerate(numbers)}
     if len(slots) > 1:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RET', 'Vocabulary', 'kept_rows', 'check_output_is_linear', 'attention_mask', 'packs_exactly', 'initial_row',
-           'layer_width', 'store_by_columns', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_images',
-           'run_language_model', 'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states',
-           'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
+           'layer_width', 'store_by_columns', 'measure_norms', 'TwoLayerMap', 'Fromage', 'embed_tokens', 'embed_rows',
+           'embed_images', 'run_language_model', 'positions_accepted', 'next_token_logits', 'output_bias',
+           'hidden_states', 'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret',
+           'parameter_table']
 
 # %% ../../nbs/model/00_model.ipynb #12156999
 import inspect
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..networks.backbones import fingerprint_language_model, tune
+from ..networks.backbones import embedding_scale, fingerprint_language_model, tune
 
 # %% ../../nbs/model/00_model.ipynb #49e1f7c7
 RET = "[RET]"
@@ -159,8 +160,8 @@ class Fromage(nn.Module):
         self.vocabulary, linear = Vocabulary(tokenizer, ret != "none"), nn.Linear if map_layers == 1 else TwoLayerMap
         self.language_model, self.packs, self.tuned = language_model.eval(), packs_exactly(language_model), tuning != "none"
         self.visual_tokens, self.text_emb_layers = visual_tokens, tuple(text_emb_layers)
-        table, output = self.input_table, self.output_layer.weight
-        self.kept, self.tied = kept_rows(language_model, self.vocabulary), output is table
+        table, output, self.kept = self.input_table, self.output_layer.weight, kept_rows(language_model, self.vocabulary)
+        self.scale, self.tied = embedding_scale(language_model.get_input_embeddings()), output is table
         self.caption_map = linear(vision_width, visual_tokens * table.shape[1])  # W_c
         self.image_map = linear(vision_width, retrieval_dim)  # W_i
         self.text_maps = nn.ModuleList(linear(layer_width(language_model, layer), retrieval_dim) for layer in text_emb_layers)
@@ -201,15 +202,19 @@ class Fromage(nn.Module):
 def embed_tokens(model: Fromage, ids: Tensor) -> Tensor:
     """Input embeddings (..., E) of ids (...), `[RET]`'s row included; gradients flow to that row, and to a table that trains."""
     is_ret = ids == model.vocabulary.ret_id
-    table = model.input_table
-    rows = table[ids.masked_fill(is_ret, 0).clamp_max(model.kept - 1)]
-    return torch.where(is_ret[..., None], model.ret_input.to(table.dtype), rows) if is_ret.any() else rows
+    rows = model.language_model.get_input_embeddings()(ids.masked_fill(is_ret, 0).clamp_max(model.kept - 1))
+    return torch.where(is_ret[..., None], embed_rows(model, model.ret_input), rows) if is_ret.any() else rows
+
+
+def embed_rows(model: Fromage, rows: Tensor) -> Tensor:
+    """Input embeddings (..., E) of rows (..., E) that the table does not hold, scaled as its own are, in its dtype."""
+    return (rows if model.scale == 1 else rows * model.scale).to(model.input_table.dtype)
 
 
 def embed_images(model: Fromage, features: Tensor) -> Tensor:
     """W_c: features (B, V) -> k input embeddings each (B, k, E), in the language model's dtype."""
     embeddings = model.caption_map(features.float())
-    return embeddings.view(len(features), model.visual_tokens, -1).to(model.input_table.dtype)
+    return embed_rows(model, embeddings.view(len(features), model.visual_tokens, -1))
 
 
 def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None = None, mask: Tensor | None = None,

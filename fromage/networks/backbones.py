@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'REACH', 'RELEASED_TOWERS', 'BackboneError', 'freeze', 'without_bars', 'load_language_model',
-           'fingerprint_language_model', 'tune', 'preprocess_image', 'without_projection', 'hash_tower', 'VisionTower',
-           'show_text', 'check_architecture', 'load_vision_tower']
+           'fingerprint_language_model', 'embedding_scale', 'tune', 'preprocess_image', 'without_projection',
+           'hash_tower', 'VisionTower', 'show_text', 'check_architecture', 'load_vision_tower']
 
 # %% ../../nbs/networks/01_backbones.ipynb #ae4a251f
 import copy
@@ -88,6 +88,17 @@ def fingerprint_language_model(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+# %% ../../nbs/networks/01_backbones.ipynb #1550a002
+@torch.no_grad()
+def embedding_scale(layer: nn.Module) -> float:
+    """The factor between a row of the table and what an embedding layer makes of it; ValueError where there is none."""
+    ids = torch.arange(min(8, len(layer.weight)), device=layer.weight.device)
+    ones = torch.ones_like(layer.weight[:, :1])
+    found = torch.func.functional_call(layer, {"weight": ones}, (ids,)).unique()
+    if len(found) != 1 or not torch.allclose(layer(ids).float(), (layer.weight[ids] * found).float(), rtol=1e-3):
+        raise ValueError(f"{type(layer).__name__} does more to a row of its table than to multiply it by one number")
+    return found.item()
 
 # %% ../../nbs/networks/01_backbones.ipynb #c71a0f11
 def tune(model: PreTrainedModel, tuning: str = "none", rank: int = 8) -> PreTrainedModel:
