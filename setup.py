@@ -23,8 +23,9 @@ setup(
     packages=[settings["lib_path"]],
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": f"{settings['dev_requirements']} {settings['faiss_requirements']}".split(),  # tests try what is optional
-                    "faiss": settings["faiss_requirements"].split()},
+    extras_require={"dev": " ".join(settings[f"{name}_requirements"] for name in ("dev", "faiss", "real")).split(),  # tests try what is optional
+                    "faiss": settings["faiss_requirements"].split(),
+                    "real": settings["real_requirements"].split()},
     entry_points={"nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

@@ -57,6 +57,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fromage.backbones.hash_tower': ('backbones.html#hash_tower', 'fromage/backbones.py'),
                                    'fromage.backbones.load_language_model': ('backbones.html#load_language_model', 'fromage/backbones.py'),
                                    'fromage.backbones.load_vision_tower': ('backbones.html#load_vision_tower', 'fromage/backbones.py'),
+                                   'fromage.backbones.locate_language_model': ( 'backbones.html#locate_language_model',
+                                                                                'fromage/backbones.py'),
                                    'fromage.backbones.preprocess_image': ('backbones.html#preprocess_image', 'fromage/backbones.py'),
                                    'fromage.backbones.show_text': ('backbones.html#show_text', 'fromage/backbones.py'),
                                    'fromage.backbones.tune': ('backbones.html#tune', 'fromage/backbones.py'),
