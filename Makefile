@@ -4,6 +4,7 @@
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
+# make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -73,8 +74,10 @@ demo: environment
 rate: environment
 	@python -m fromage.rating_page --port $(or $(PORT),8867) --study "$(STUDY)"
 
-# The network is used here and nowhere else; what is there already is not fetched again.
-.PHONY: smollm2
+# The network is used here; what is there already is not fetched again.
+.PHONY: smollm2 pictures
+pictures: environment
+	@python -m fromage.drawings
 smollm2: environment
 	@python -m fromage.fetching smollm2
 
