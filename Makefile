@@ -3,6 +3,8 @@
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make picture   take the picture of the page in the README anew (needs Chromium)
+# make smollm2   fetch a real language model, SmolLM2-135M, into data/models
+# make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -71,6 +73,13 @@ demo: environment
 	@python -m fromage.chat.demo --port $(or $(PORT),8866)
 rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
+
+# The network is used here; what is there already is not fetched again.
+.PHONY: smollm2 pictures
+pictures: environment
+	@python -m fromage.real.drawings
+smollm2: environment
+	@python -m fromage.real.fetching smollm2
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture

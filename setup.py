@@ -42,8 +42,9 @@ setup(
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": f"{settings['dev_requirements']} {settings['faiss_requirements']}".split(),  # tests try what is optional
-                    "faiss": settings["faiss_requirements"].split()},
+    extras_require={"dev": " ".join(settings[f"{name}_requirements"] for name in ("dev", "faiss", "real")).split(),  # tests try what is optional
+                    "faiss": settings["faiss_requirements"].split(),
+                    "real": settings["real_requirements"].split()},
     cmdclass={"build_py": BuildWithShipped},
     package_data={settings["lib_path"]: ["py.typed"]},
     entry_points={"console_scripts": [f"fromage={settings['lib_path']}.chat.command:main"],
