@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fromage.core.config import MINI, Training, change
+from fromage.folders import FolderHeld
 from fromage.model.checkpoint import load_tensors, new_model
 from fromage.model.losses import make_batch
 from fromage.model.model import Fromage, trained_parameters
@@ -104,3 +105,22 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
     assert (state.parent / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
+
+
+def test_a_second_run_in_the_folder_is_refused_and_told_who_has_it(tmp_path):
+    """Two processes, one folder: the first ends as if alone, the second names it and leaves nothing of its own."""
+    shared, whole = tmp_path / "shared", train_in(tmp_path / "whole")
+    process = start_process(shared)
+    while process.poll() is None and not (shared / "state.safetensors").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)  # as long as the second needs to be told
+    assert process.poll() is None, "the run ended before another could ask"
+    try:
+        with pytest.raises(FolderHeld, match=f"process {process.pid} of .* writes this folder"):
+            train_in(shared)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    for name in ("best.safetensors", "state.safetensors"):
+        assert (shared / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (shared / ".holder.json").exists() and whole

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..core.config import Config, Training, flatten, resolve_path
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
 from ..core.records import progress, to_plain
+from ..folders import Hold
 from .checkpoint import (CheckpointError, copy_weights, load_tensors, save_checkpoint,
                                       save_tensors)
 from .generation import generate_captions
@@ -269,24 +270,25 @@ def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder:
     """Train for `config.training.steps`; continues an unfinished run in `folder` bit by bit unless `resume` is False."""
     training, optimizer = config.training, make_optimizer(model, config.training)
     identity = run_identity(model, train, config, begun_from)
-    run = begin_run(model, optimizer, identity, folder, resume, training.steps)
-    bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
-    if not run.validations:
-        record_validation(run, model, validation, config, tower_fingerprint)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(training, step)
-        batch = train.batch(step_rows(len(train), training.batch_size, config.seed, step))
-        coins = [toss(training, config.seed, step) for toss in (concatenates, joins_queries)]
-        losses = train_step(model, optimizer, batch, coins[0], training, coins[1])
-        if not np.isfinite(losses.total):
-            raise FloatingPointError(f"the loss is {losses.total} at step {step}; lower learning_rate ({training.learning_rate}) "
-                                     f"or resume from {run.state_path} with other data")
-        run.history.append(asdict(losses))
-        bar.note = f"loss {losses.total:.3f}"
-        validated = run.step % training.validate_every == 0 or run.step == training.steps
-        if validated:
+    with Hold(folder):
+        run = begin_run(model, optimizer, identity, folder, resume, training.steps)
+        bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
+        if not run.validations:
             record_validation(run, model, validation, config, tower_fingerprint)
-        if validated or run.step % training.save_every == 0:
-            save_state(run, model, optimizer, identity)
-    return run
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * learning_rate(training, step)
+            batch = train.batch(step_rows(len(train), training.batch_size, config.seed, step))
+            coins = [toss(training, config.seed, step) for toss in (concatenates, joins_queries)]
+            losses = train_step(model, optimizer, batch, coins[0], training, coins[1])
+            if not np.isfinite(losses.total):
+                raise FloatingPointError(f"the loss is {losses.total} at step {step}; lower learning_rate "
+                                         f"({training.learning_rate}) or resume from {run.state_path} with other data")
+            run.history.append(asdict(losses))
+            bar.note = f"loss {losses.total:.3f}"
+            validated = run.step % training.validate_every == 0 or run.step == training.steps
+            if validated:
+                record_validation(run, model, validation, config, tower_fingerprint)
+            if validated or run.step % training.save_every == 0:
+                save_state(run, model, optimizer, identity)
+        return run
