@@ -3,6 +3,7 @@
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make picture   take the picture of the page in the README anew (needs Chromium)
+# make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -65,6 +66,10 @@ benchmark: environment
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
 	python -m fromage.reporting reports/benchmark-mini.ipynb
+
+.PHONY: conformance
+conformance: environment
+	@OMP_NUM_THREADS=1 python -m fromage.architectures
 
 .PHONY: demo rate
 demo: environment

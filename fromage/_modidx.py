@@ -59,6 +59,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fromage/backbones.py'),
                                    'fromage.backbones.VisionTower.tokenizer': ( 'backbones.html#visiontower.tokenizer',
                                                                                 'fromage/backbones.py'),
+                                   'fromage.backbones.attention_window': ('backbones.html#attention_window', 'fromage/backbones.py'),
                                    'fromage.backbones.check_architecture': ('backbones.html#check_architecture', 'fromage/backbones.py'),
                                    'fromage.backbones.embedding_scale': ('backbones.html#embedding_scale', 'fromage/backbones.py'),
                                    'fromage.backbones.fingerprint_language_model': ( 'backbones.html#fingerprint_language_model',
