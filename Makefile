@@ -5,6 +5,7 @@
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
+# make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -67,6 +68,10 @@ benchmark: environment
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
 	python -m fromage.core.reporting reports/benchmark-mini.ipynb
+
+.PHONY: conformance
+conformance: environment
+	@OMP_NUM_THREADS=1 python -m fromage.model.architectures
 
 .PHONY: demo rate
 demo: environment

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fromage.core.config import MINI, Training, change
-from fromage.folders import FolderHeld
+from fromage.core.folders import FolderHeld
 from fromage.model.checkpoint import load_tensors, new_model
 from fromage.model.losses import make_batch
 from fromage.model.model import Fromage, trained_parameters

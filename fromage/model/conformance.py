@@ -181,7 +181,7 @@ def examine(model: Fromage) -> list[Finding]:
         try:
             findings.append(Finding(name, check(model)))
         except Exception as error:  # whatever a library raises on a path that the package uses is a reason to refuse
-            findings.append(Finding(name, torch.inf, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"))
+            findings.append(Finding(name, torch.inf, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"))
         if findings[-1].distance > bound:
             break
     return findings

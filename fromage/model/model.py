@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..networks.backbones import embedding_scale, fingerprint_language_model, tune
+from ..networks.backbones import attention_window, embedding_scale, fingerprint_language_model, tune
 
 # %% ../../nbs/model/00_model.ipynb #49e1f7c7
 RET = "[RET]"
@@ -223,7 +223,9 @@ def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None =
     """The frozen model on embeddings (B, T, E): an output with `last_hidden_state` (B, T, D) and `past_key_values`.
 
     `mask` (B, past + T) marks the valid columns, `positions` (B, T) their place in the text; both only where rows are padded."""
-    base = model.language_model.base_model
+    base, most = model.language_model.base_model, attention_window(model.language_model.config)
+    if most and embeddings.shape[1] + (cache.get_seq_length() if cache is not None else 0) > most:
+        raise ValueError(f"a row is longer than the window of this language model's attention, which has {most} columns")
     arguments = {"attention_mask": mask, "position_ids": positions}
     if not positions_accepted(type(base)):
         arguments.pop("position_ids")

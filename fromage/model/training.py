@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ..core.config import Config, Training, flatten, resolve_path
+from ..core.folders import Hold
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
 from ..core.records import progress, to_plain
-from ..folders import Hold
 from .checkpoint import (CheckpointError, copy_weights, load_tensors, save_checkpoint,
                                       save_tensors)
 from .generation import generate_captions

@@ -1,0 +1,22 @@
+"""Twelve kinds of language models, built tiny: each is exact, or refused with its reason; `make conformance` tries all."""
+
+import pytest
+
+from fromage.model.architectures import try_kind
+
+EXACT = ("biogpt", "bloom", "falcon", "gemma", "gpt_neox", "gptj", "llama", "mixtral", "qwen3")
+REFUSED = {"gemma2": "its own logits of a text", "mpt": "unequal lengths", "bert": "scales or caps"}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_a_kind_is_exact(kind):
+    found = try_kind(kind)
+    assert (found.outcome, found.reason) == ("exact", "")
+    assert found.distance < 1e-4
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_kind_is_refused_with_its_reason(kind):
+    found = try_kind(kind)
+    assert found.outcome == "refused"
+    assert REFUSED[kind] in found.reason
