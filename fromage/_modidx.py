@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fromage.dialogues.DialogueImages.find': ('dialogues.html#dialogueimages.find', 'fromage/dialogues.py'),
                                    'fromage.dialogues.DialogueSet': ('dialogues.html#dialogueset', 'fromage/dialogues.py'),
                                    'fromage.dialogues.Round': ('dialogues.html#round', 'fromage/dialogues.py'),
+                                   'fromage.dialogues.find_image': ('dialogues.html#find_image', 'fromage/dialogues.py'),
                                    'fromage.dialogues.image_name': ('dialogues.html#image_name', 'fromage/dialogues.py'),
                                    'fromage.dialogues.load_json': ('dialogues.html#load_json', 'fromage/dialogues.py'),
                                    'fromage.dialogues.look_up': ('dialogues.html#look_up', 'fromage/dialogues.py'),
