@@ -27,10 +27,13 @@ def alpha(counts: np.ndarray, level: str = "nominal", values: list[float] | None
 
 
 def alpha_estimate(counts: np.ndarray, level: str = "nominal", seed: int = 0, samples: int = 500) -> Estimate | None:
-    """Alpha with its interval over items; None where it is undefined."""
-    if np.isnan(alpha(counts, level)):
+    """Alpha with its interval over the items that several rated; a draw without any difference is 1. None where undefined."""
+    counts = np.asarray(counts)
+    met = counts[counts.sum(1) > 1]
+    if np.isnan(alpha(met, level)):
         return None
-    return bootstrap(counts, seed=seed, samples=samples, statistic=lambda rows: alpha(rows, level))
+    return bootstrap(met, seed=seed, samples=samples, n_total=len(counts),
+                     statistic=lambda rows: float(np.nan_to_num(alpha(rows, level), nan=1.0)))
 
 
 def count_values(ratings: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Key', 'label_systems', 'make_line', 'make_table', 'read_file', 'read_ratings', 'is_parquet',
-           'export_table', 'import_table', 'label_config', 'label_tasks', 'write_label_studio', 'label_answers',
-           'read_label_studio', 'find_answers']
+           'export_table', 'import_table', 'label_config', 'label_tasks', 'write_label_studio', 'name_raters',
+           'annotator_id', 'label_answers', 'unfold', 'read_label_studio', 'find_answers']
 
 # %% ../../nbs/study/05_answers.ipynb #58b51edd
 import json
@@ -172,35 +172,68 @@ def write_label_studio(study: Study, folder: str | Path) -> None:
     write_text(Path(resolve_path(folder), "config.xml"), label_config(study))
 
 # %% ../../nbs/study/05_answers.ipynb #9f7a474d
+def name_raters(tasks: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """(code, annotator) -> the rater's name: the code where both stand for each other only, else the annotator's id."""
+    pairs = {(task["data"]["rater"], annotator_id(each)) for task in tasks for each in task.get("annotations", [])
+             if not each.get("was_cancelled")}
+    codes, people = (Counter(pair[place] for pair in pairs) for place in (0, 1))
+    return {(code, person): code if codes[code] == people[person] == 1 or not person else f"annotator {person}"
+            for code, person in pairs}
+
+
+def annotator_id(annotation: Mapping[str, Any]) -> str:
+    """Who made an annotation, as Label Studio numbers them; empty where it does not say."""
+    person = annotation.get("completed_by")
+    person = person.get("id") if isinstance(person, dict) else person
+    return "" if person is None else str(person)
+
+
 def label_answers(study: Study, key: Key, exported: list[dict[str, Any]]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The table of answers in Label Studio's JSON export, and what could not be used. Later annotations are revisions."""
-    lines, problems = [], Counter()
-    for task in exported:
-        data = task.get("data", {})
-        if data.get("study") != study.hash or data.get("rater") not in study.plan:
-            problems["task of another study or rater"] += 1
-            continue
+    """The table of answers in Label Studio's JSON export, and what could not be used. A person's later ones are revisions."""
+    lines, problems, revisions = [], Counter(), Counter()
+    ours = [task for task in exported if task.get("data", {}).get("study") == study.hash
+            and task["data"].get("rater") in study.plan]
+    problems["task of another study or rater"] += len(exported) - len(ours)
+    names, found = name_raters(ours), []
+    for task in ours:
         kept = [each for each in task.get("annotations", []) if not each.get("was_cancelled")]
         problems["task without an annotation"] += not kept
-        for revision, annotation in enumerate(sorted(kept, key=lambda each: str(each.get("created_at")))):
-            for result in annotation.get("result", []):
-                try:
-                    letter, = result["value"]["choices"]
-                    value = TIE if letter == "no difference" else data["options"][ord(letter) - 65]
-                    line = data | {"criterion": result["from_name"], "value": value, "revision": revision,
-                                   "seconds": annotation.get("lead_time") or 0.0, "time": annotation.get("created_at", "")}
-                    lines.append(make_line(study, key, data["rater"], bool(annotation.get("simulated")), line))
-                except (KeyError, TypeError, ValueError, IndexError):
-                    problems["annotation that fits no task"] += 1
+        found += [(task["data"], each) for each in sorted(kept, key=lambda each: str(each.get("created_at")))]
+    for data, annotation in found:
+        rater = names[data["rater"], annotator_id(annotation)]
+        revision = revisions[screen := (rater, str(data.get("item")))]
+        revisions[screen] += 1
+        for result in annotation.get("result", []):
+            try:
+                letter, = result["value"]["choices"]
+                value = TIE if letter == "no difference" else data["options"][ord(letter) - 65]
+                line = data | {"criterion": result["from_name"], "value": value, "revision": revision,
+                               "seconds": annotation.get("lead_time") or 0.0, "time": annotation.get("created_at", "")}
+                lines.append(make_line(study, key, rater, bool(annotation.get("simulated")), line))
+            except (KeyError, TypeError, ValueError, IndexError):
+                problems["annotation that fits no task"] += 1
     return make_table(lines), {reason: count for reason, count in problems.items() if count}
+
+# %% ../../nbs/study/05_answers.ipynb #3d9c4f02
+def unfold(entry: dict[str, Any], criteria: list[str]) -> dict[str, Any]:
+    """An entry of JSON-MIN as a task with one annotation; an entry of JSON as it is."""
+    if "data" in entry or "annotation_id" not in entry:
+        return entry
+    result = [{"from_name": name, "value": {"choices": [entry[name]]}} for name in criteria if name in entry]
+    annotation = {name: entry.get(name) for name in ("created_at", "lead_time", "simulated")}
+    return {"data": entry, "annotations": [annotation | {"completed_by": entry.get("annotator"), "result": result}]}
 
 # %% ../../nbs/study/05_answers.ipynb #605800b4
 def read_label_studio(study: Study, key: Key, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """As `label_answers`, of a file; ValueError names it where it is no export."""
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        raise ValueError(f"{path}: no JSON export of Label Studio but CSV or TSV; choose JSON or JSON-MIN when you export")
     try:
         exported = json.loads(resolve_path(path).read_text(encoding="utf-8"))
         if not isinstance(exported, list):
             raise ValueError(f"a list of tasks is missing, here is {type(exported).__name__}")
+        criteria = [each.name for each in study.specification.criteria]
+        exported = [unfold(task, criteria) if isinstance(task, dict) else task for task in exported]
         for number, task in enumerate(exported):
             if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
                 raise ValueError(f"entry {number} is no task with data")

@@ -10,7 +10,7 @@ __all__ = ['STORY_LENGTH', 'ORDERS', 'StoryError', 'Story', 'StoryFile', 'load_a
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.config import resolve_path
@@ -97,6 +97,12 @@ class StoryImages(CaptionSource):
     def __init__(self, path: str | Path, images: str | Path):
         super().__init__(path, images)
         self.names = read_stories(path).images
+        if not any(find_local(self.images, (name,)) for name in self.names):
+            wanted = set(self.names)
+            below = next((name for name, _ in list_files(self.images) if PurePosixPath(name).stem in wanted), None)
+            if below:
+                raise FileNotFoundError(f"{self.images}: no image of the {len(wanted)} is in this folder itself, but {below} is; "
+                                        f"give {self.images / PurePosixPath(below).parent}, or link all images into one folder")
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""
