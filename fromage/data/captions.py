@@ -10,7 +10,6 @@ __all__ = ['NAME_RULES', 'FORMS', 'read_member', 'group_members', 'find_in_shard
 # %% ../../nbs/data/03_captions.ipynb #5a140ade
 import hashlib
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,9 +23,8 @@ from ..core.config import resolve_path
 from ..core.records import hash_file
 from .layouts import Sidecars, list_shards, name_files
 from .pairs import Pairs, find_local, parse_caption, read_local
-from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, CaptionedImage,
-                                  CaptionSource, Found, ImageFolder, Problems, decode_image, fail,
-                                  list_files, read_inside, read_limited)
+from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, CaptionSource, Found,
+                                  ImageFolder, fail, list_files, read_inside, read_limited)
 
 # %% ../../nbs/data/03_captions.ipynb #7d44e825
 def read_member(archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> tuple[str, bytes]:
