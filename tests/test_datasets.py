@@ -15,7 +15,8 @@ import pyarrow.parquet as parquet_files
 import pytest
 from PIL import Image
 
-from fromage.data.captions import BadImage, decode_image, open_captions
+from fromage.data.captions import BadImage, open_captions
+from fromage.data.sources import decode_image
 
 
 def encode(colour: tuple[int, int, int] = (200, 30, 30), format: str = "JPEG") -> bytes:

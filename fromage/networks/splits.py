@@ -15,9 +15,9 @@ from PIL import Image
 
 from ..core.config import Config, Data, resolve_path
 from ..core.records import hash_value
-from ..data.captions import decode_image, open_captions
+from ..data.captions import open_captions
 from ..data.layouts import list_shards
-from ..data.sources import CaptionSource
+from ..data.sources import CaptionSource, decode_image
 from ..mini.rendering import ensure_world
 from .backbones import VisionTower
 from .features import FeatureStore, describe_store, extract_features
