@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, Found, ImageFolder, fail,
+from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, Found, ImageFolder, fail,
                                   list_files, read_inside)
 
 # %% ../../nbs/data/02_pairs.ipynb #3c1a0b06
@@ -38,7 +38,9 @@ def find_local(folder: Path, names: tuple[str, ...]) -> str | None:
 def read_local(folder: Path, names: tuple[str, ...]) -> bytes:
     """The bytes of the first of `names` that is there; BadImage where none is, or where it lies outside `folder`."""
     path = find_local(folder, names)
-    return read_inside(folder, path) if path else fail("missing image")
+    if path is None:
+        raise BadImage("missing image")
+    return read_inside(folder, path)
 
 # %% ../../nbs/data/02_pairs.ipynb #3c1a0b09
 class Pairs(ImageFolder):
