@@ -6,6 +6,7 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make rooms     draw the rooms of the package and their arrows, from the imports
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -91,6 +92,11 @@ smollm2: environment
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The drawing in the README.
+.PHONY: rooms
+rooms: environment
+	@python -m fromage.core.rooms
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

@@ -11,6 +11,7 @@ import house_rules as rules
 import nbformat
 import pytest
 import yaml
+from fromage.core.rooms import count_arrows, place_rooms
 from house_rules import ROOT, Cell, Notebook
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -92,6 +93,13 @@ VIOLATIONS = {
 @pytest.mark.parametrize("rule, bad", [(rule, bad) for rule, *bad in VIOLATIONS.values()], ids=VIOLATIONS.keys())
 def test_rule_finds_what_is_wrong(rule, bad: list[Notebook]) -> None:
     assert len(rule([*GOOD, *bad])) == 1
+
+
+def test_rooms_stand_on_each_other() -> None:
+    """The exported modules too: no arrow backwards, no circle."""
+    arrows = count_arrows()
+    assert {room for ends in arrows for room in ends} == set(rules.ROOMS) and place_rooms(arrows)["core"] == 0
+    assert [ends for ends in arrows if rules.ROOMS.index(ends[0]) <= rules.ROOMS.index(ends[1])] == []
 
 
 def test_every_notebook_is_read(tmp_path: Path) -> None:
