@@ -1,6 +1,7 @@
 """The house rules hold, and each rule finds what it forbids."""
 
 import ast
+import json
 import subprocess
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
@@ -120,6 +121,17 @@ def test_every_module_has_one_notebook() -> None:
     assert rules.orphans(GOOD, ["core.first"]) == ["core.second is not exported"]
     twice = [*GOOD, notebook("core/11_second", "#| default_exp core.second")]
     assert rules.orphans(twice, ["core.first", "core.second"]) == ["2 notebooks export core.second"]
+
+
+def stored(notebooks: list[Path]) -> dict[str, int]:
+    """The size of the outputs of every cell that has some, by its place."""
+    cells = [(f"{path.stem}, {cell.id}", cell.get("outputs")) for path in notebooks for cell in nbformat.read(path, nbformat.NO_CONVERT).cells]
+    return {name: len(json.dumps(outputs)) for name, outputs in cells if outputs}
+
+
+def test_stored_outputs_are_small() -> None:
+    sizes = stored(sorted(ROOT.glob("nbs/**/*.ipynb")))
+    assert [name for name, size in sizes.items() if size > 100_000] == [] and sum(sizes.values()) <= 4_000_000
 
 
 def test_modules_are_small() -> None:
