@@ -470,6 +470,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fromage.data.captions.choose_rule': ('data/captions.html#choose_rule', 'fromage/data/captions.py'),
                                        'fromage.data.captions.find_ambiguous': ( 'data/captions.html#find_ambiguous',
                                                                                  'fromage/data/captions.py'),
+                                       'fromage.data.captions.find_header': ('data/captions.html#find_header', 'fromage/data/captions.py'),
                                        'fromage.data.captions.find_in_shard': ( 'data/captions.html#find_in_shard',
                                                                                 'fromage/data/captions.py'),
                                        'fromage.data.captions.group_members': ( 'data/captions.html#group_members',
