@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .losses import block_logits, split_passes
+from .losses import split_passes
 from .model import Fromage, attention_mask, embed_tokens, output_bias, run_language_model
 from .prompts import Piece, Prompt, build_prompt, embed_prompt
+from ..networks.vocabularies import block_logits
 
 # %% ../../nbs/model/05_scoring.ipynb #844d91e0
 @dataclass
