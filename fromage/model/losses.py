@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['vocabulary_cross_entropy', 'CaptionBatch', 'make_batch', 'Sequence', 'caption_sequences', 'Rows', 'lay_out',
-           'split_passes', 'run_rows', 'caption_losses', 'caption_loss', 'RetrievalPass', 'run_ret', 'retrieval_pass',
-           'join_queries', 'contrastive_logits', 'contrastive_losses']
+           'split_passes', 'run_rows', 'caption_losses', 'caption_loss', 'run_ret', 'CaptionPass', 'caption_pass',
+           'run_caption', 'pass_with_ret', 'pass_without_ret', 'RetrievalPass', 'retrieval_pass', 'join_queries',
+           'contrastive_logits', 'contrastive_losses']
 
 # %% ../../nbs/model/01_losses.ipynb #410e31d7
 from collections.abc import Iterator
@@ -155,19 +156,13 @@ def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
     return torch.stack(list(caption_losses(model, batch, concatenate, tokens))).sum()
 
 # %% ../../nbs/model/01_losses.ipynb #44771f6b
-@dataclass
-class RetrievalPass:
-    """What `caption[RET]` gives: mean cross-entropy (), and text embeddings (B, q), not normalised."""
-    loss: Tensor
-    text: Tensor
-
-
 def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> list[Tensor]:
     """One `[RET]` behind each sequence of a cache, with gradients: the states (S, layer width) of each of `text_emb_layers`."""
     count, width = len(rows.members), max(map(len, rows.members))
     token = embed_rows(model, model.ret_input).expand(count, width, -1)
-    mask, positions, slots = None, None, {number: row * width + column for row, numbers in enumerate(rows.members)
-                                          for column, number in enumerate(numbers)}
+    slots = {number: row * width + column for row, numbers in enumerate(rows.members)
+             for column, number in enumerate(numbers)}
+    mask, positions = None, None
     if len(slots) > 1:
         own = torch.full((count * width,), -3, device=token.device)
         own[list(slots.values())] = torch.tensor(list(slots), device=token.device)
@@ -180,28 +175,70 @@ def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> lis
     order = [slots[number] for number in range(len(slots))]
     return [state.flatten(0, 1)[order] for state in hidden_states(model, output)]
 
+# %% ../../nbs/model/01_losses.ipynb #7c2e9b01
+@dataclass
+class CaptionPass:
+    """Some captions without their last token, in rows: `ids` (N,), and behind each of them `target` (N,)."""
+    ids: Tensor
+    target: Tensor
+    rows: Rows
+    lengths: list[int]
+
+
+def caption_pass(batch: CaptionBatch, numbers: list[int]) -> CaptionPass:
+    """The captions with these numbers; an id with which all begin stands once in a row."""
+    lengths = (batch.lengths[numbers] - 1).tolist()
+    ids = torch.cat([batch.ids[number, :length] for number, length in zip(numbers, lengths)])
+    target = torch.cat([batch.ids[number, 1:length + 1] for number, length in zip(numbers, lengths)])
+    alike = bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all())
+    return CaptionPass(ids, target, lay_out(lengths, shared=int(alike)).to(ids.device), lengths)
+
+
+def run_caption(model: Fromage, part: CaptionPass, **options: bool) -> BaseModelOutputWithPast:
+    """The language model over a pass, with gradients only where it is tuned; options as of `run_rows`."""
+    with torch.set_grad_enabled(model.tuned and torch.is_grad_enabled()):
+        return run_rows(model, embed_tokens(model, part.ids), part.rows, **options)
+
+
+def pass_with_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tensor]]:
+    """The summed cross-entropy of all targets, and the states of one `[RET]` that follows each caption."""
+    caption = run_caption(model, part, use_cache=True)
+    places, behind = part.rows.place.unique(return_inverse=True)
+    states = caption.last_hidden_state.flatten(0, 1)[places]
+    loss = vocabulary_cross_entropy(model, states, part.target, behind)
+    return loss, run_ret(model, caption.past_key_values, part.rows, part.lengths)
+
+
+def pass_without_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tensor]]:
+    """The summed cross-entropy of all words, and the states at each caption's last word."""
+    caption = run_caption(model, part, all_layers=needs_all_layers(model))
+    places, behind = part.rows.place.unique(return_inverse=True)
+    states = caption.last_hidden_state.flatten(0, 1)[places]
+    words = part.target != model.vocabulary.ret_id
+    loss = vocabulary_cross_entropy(model, states, part.target[words], behind[words])
+    ends = part.rows.place[torch.tensor(part.lengths, device=part.ids.device).cumsum(0) - 1]
+    return loss, [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
+
 # %% ../../nbs/model/01_losses.ipynb #ea42c47d
+@dataclass
+class RetrievalPass:
+    """What `caption[RET]` gives: mean cross-entropy (), and text embeddings (B, q), not normalised."""
+    loss: Tensor
+    text: Tensor
+
+
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
-    losses, texts, lengths, has_ret = [], [], (batch.lengths - 1).tolist(), model.vocabulary.has_ret
+    lengths = (batch.lengths - 1).tolist()
+    run, count = pass_with_ret, sum(lengths)
+    if not model.vocabulary.has_ret:
+        run, count = pass_without_ret, sum(lengths) - len(lengths)
+    losses, texts = [], []
     for numbers in split_passes(lengths, tokens if model.packs else 1):
-        chosen = [lengths[number] for number in numbers]
-        ids = torch.cat([batch.ids[number, :length] for number, length in zip(numbers, chosen)])
-        target = torch.cat([batch.ids[number, 1:length + 1] for number, length in zip(numbers, chosen)])
-        rows = lay_out(chosen, shared=int(bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all()))).to(ids.device)
-        with torch.set_grad_enabled(model.tuned and torch.is_grad_enabled()):
-            caption = run_rows(model, embed_tokens(model, ids), rows, has_ret, not has_ret and needs_all_layers(model))
-        places, behind = rows.place.unique(return_inverse=True)
-        words = slice(None) if has_ret else target != model.vocabulary.ret_id
-        states = caption.last_hidden_state.flatten(0, 1)[places]
-        losses.append(vocabulary_cross_entropy(model, states, target[words], behind[words]))
-        if has_ret:
-            states = run_ret(model, caption.past_key_values, rows, chosen)
-        else:
-            ends = rows.place[torch.tensor(chosen, device=ids.device).cumsum(0) - 1]
-            states = [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
+        loss, states = run(model, caption_pass(batch, numbers))
+        losses.append(loss)
         texts.append(project_text(model, states))
-    return RetrievalPass(torch.stack(losses).sum() / (sum(lengths) - len(lengths) * (not has_ret)), torch.cat(texts))
+    return RetrievalPass(torch.stack(losses).sum() / count, torch.cat(texts))
 
 # %% ../../nbs/model/01_losses.ipynb #c71a0f31
 def join_queries(batch: CaptionBatch) -> CaptionBatch:
