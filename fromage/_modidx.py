@@ -1114,6 +1114,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fromage.model.training.train_step': ( 'model/training.html#train_step',
                                                                                'fromage/model/training.py'),
                                         'fromage.model.training.validate': ('model/training.html#validate', 'fromage/model/training.py')},
+            'fromage.networks.attention': { 'fromage.networks.attention.without_planning': ( 'networks/attention.html#without_planning',
+                                                                                             'fromage/networks/attention.py')},
             'fromage.networks.backbones': { 'fromage.networks.backbones.BackboneError': ( 'networks/backbones.html#backboneerror',
                                                                                           'fromage/networks/backbones.py'),
                                             'fromage.networks.backbones.VisionTower': ( 'networks/backbones.html#visiontower',
