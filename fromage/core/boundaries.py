@@ -38,7 +38,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     line = (str(error).splitlines() or [""])[0][:300]
-    return line if isinstance(error, ValueError) and line else f"{type(error).__name__} {line}".strip()
+    return line if isinstance(error, (ValueError, OSError)) and line else f"damaged, or of another kind ({line})"
 
 
 @contextmanager
@@ -49,7 +49,8 @@ def boundary(path: str | Path, allowed: str, kind: type[Exception] = BoundaryErr
     except Exception as error:
         if isinstance(error, kind) and not isinstance(error, Misshapen):
             raise
-        words = str(error) if isinstance(error, Misshapen) else f"{describe_error(error)}; allowed is {allowed}"
+        misshapen = isinstance(error, Misshapen)
+        words = f"{error}, in {allowed}" if misshapen else f"{describe_error(error)}; allowed is {allowed}"
         shown = error if os.environ.get("FROMAGE_TRACEBACK", "0") not in ("", "0") else None
         raise kind(f"{path}: {words}") from shown
 

@@ -64,12 +64,13 @@ class Session:
 
     def __init__(self, study: Study, code: str, clock: Callable[[], float] = time.monotonic):
         self.study, self.code, self.clock = study, find_code(study, code), clock
-        self.journal = open_journal(study, self.code)
+        self.journal, self.values, self.skipped = open_journal(study, self.code), {}, set()
         self.visits, self.place, self.consented = study.plan[self.code], 0, False
-        self.values: dict[str, dict[str, dict[str, Any]]] = {}
-        self.skipped: set[str] = set()
-        for line in self.journal.lines:
-            self.take(line)
+        try:  # the last, a place and answers that a screen can show
+            _ = [self.take(line) for line in self.journal.lines], self.finished or self.answers()
+        except (KeyError, TypeError, IndexError, AttributeError):
+            self.journal.close()
+            raise RatingError(f"{self.code} cannot be used: {REASONS[0]}.") from None
         self.shown = self.clock()
 
     def take(self, line: dict[str, Any]) -> None:
