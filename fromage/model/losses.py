@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens,
                                  hidden_states, needs_all_layers, output_bias, next_token_logits,
                                  project_text, run_language_model)
+from ..networks.demands import cache_of
 
 # %% ../../nbs/model/01_losses.ipynb #9f6445a1
 COLUMNS = {"cpu": 4096}  # columns of the vocabulary at a time: blocks that stay in a processor's cache
@@ -252,7 +253,7 @@ def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> R
         states = caption.last_hidden_state.flatten(0, 1)[places]
         losses.append(vocabulary_cross_entropy(model, states, target[words], behind[words]))
         if has_ret:
-            states = run_ret(model, caption.past_key_values, rows, chosen)
+            states = run_ret(model, cache_of(caption), rows, chosen)
         else:
             ends = rows.place[torch.tensor(chosen, device=ids.device).cumsum(0) - 1]
             states = [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
