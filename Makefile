@@ -6,6 +6,8 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make rooms     draw the rooms of the package and their arrows, from the imports
+# make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -93,6 +95,17 @@ smollm2: environment
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The drawing in the README.
+.PHONY: rooms
+rooms: environment
+	@python -m fromage.core.rooms
+
+# Pictures, tables and lines that readers of the notebooks see without running anything.
+.PHONY: outputs
+outputs: environment
+	@OMP_NUM_THREADS=1 python -m fromage.core.outputs
+	nbdev_clean
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

@@ -17,7 +17,7 @@ from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference, reciprocal_ranks
 from ..core.records import progress
 from ..model.model import Fromage
-from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values
+from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number
 from .dialogues import Dialogue, DialogueSet
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a006
@@ -28,12 +28,13 @@ PLACES = (NOTHING, OTHER, WORDS)
 def score_places(model: Fromage, dialogues: Sequence[Dialogue], others: Sequence[Tensor], journal: Journal,
                  tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
     """Scores (N, rounds, 100) with each of `PLACES` in the image's place; others: another image's features (V,)."""
-    scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.form,))
+    scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.beginning,))
     pairs = [(each, other) for each, other in zip(dialogues, others, strict=True)
              if str(each.image_id) not in journal.arrays]
     for dialogue, other in progress(pairs, label="dialogues scored without their image"):
-        found = scorer.score_dialogue(dialogue, [None, other.to(model.device), dialogue.caption])
-        journal.append(str(dialogue.image_id), found[:, 0, [0, 2, 4]])  # (rounds, places, 100), judged by the state before
+        sums = scorer.score_dialogue(dialogue, [None, other.to(model.device), dialogue.caption])
+        parts = [part_number(place) for place in range(len(PLACES))]
+        journal.append(str(dialogue.image_id), sums[:, 0, parts])  # (rounds, places, 100)
     scores = np.stack([journal.arrays[str(each.image_id)] for each in dialogues])
     return {name: scores[:, :, place] for place, name in enumerate(PLACES)}
 
