@@ -6,6 +6,8 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make rooms     draw the rooms of the package and their arrows, from the imports
+# make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
 
@@ -52,6 +54,8 @@ reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))
 $(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 80 -p learning_rate 0.006 \
   -p train_examples 12000 -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
+$(eval $(call report,claims,))
+reports/claims.html: $(filter-out reports/claims.html,$(REPORTS:%=reports/%.html))
 
 .PHONY: help
 help:
@@ -91,6 +95,17 @@ smollm2: environment
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The drawing in the README.
+.PHONY: rooms
+rooms: environment
+	@python -m fromage.core.rooms
+
+# Pictures, tables and lines that readers of the notebooks see without running anything.
+.PHONY: outputs
+outputs: environment
+	@OMP_NUM_THREADS=1 python -m fromage.core.outputs
+	nbdev_clean
 
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment

@@ -1,6 +1,7 @@
 """The house rules hold, and each rule finds what it forbids."""
 
 import ast
+import json
 import subprocess
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
@@ -11,6 +12,7 @@ import house_rules as rules
 import nbformat
 import pytest
 import yaml
+from fromage.core.rooms import count_arrows, place_rooms
 from house_rules import ROOT, Cell, Notebook
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -94,6 +96,13 @@ def test_rule_finds_what_is_wrong(rule, bad: list[Notebook]) -> None:
     assert len(rule([*GOOD, *bad])) == 1
 
 
+def test_rooms_stand_on_each_other() -> None:
+    """The exported modules too: no arrow backwards, no circle."""
+    arrows = count_arrows()
+    assert {room for ends in arrows for room in ends} == set(rules.ROOMS) and place_rooms(arrows)["core"] == 0
+    assert [ends for ends in arrows if rules.ROOMS.index(ends[0]) <= rules.ROOMS.index(ends[1])] == []
+
+
 def test_every_notebook_is_read(tmp_path: Path) -> None:
     """Those in rooms too: rules that see no library hold for nothing."""
     there = [path for path in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts]
@@ -112,6 +121,17 @@ def test_every_module_has_one_notebook() -> None:
     assert rules.orphans(GOOD, ["core.first"]) == ["core.second is not exported"]
     twice = [*GOOD, notebook("core/11_second", "#| default_exp core.second")]
     assert rules.orphans(twice, ["core.first", "core.second"]) == ["2 notebooks export core.second"]
+
+
+def stored(notebooks: list[Path]) -> dict[str, int]:
+    """The size of the outputs of every cell that has some, by its place."""
+    cells = [(f"{path.stem}, {cell.id}", cell.get("outputs")) for path in notebooks for cell in nbformat.read(path, nbformat.NO_CONVERT).cells]
+    return {name: len(json.dumps(outputs)) for name, outputs in cells if outputs}
+
+
+def test_stored_outputs_are_small() -> None:
+    sizes = stored(sorted(ROOT.glob("nbs/**/*.ipynb")))
+    assert [name for name, size in sizes.items() if size > 100_000] == [] and sum(sizes.values()) <= 4_000_000
 
 
 def test_modules_are_small() -> None:

@@ -7,7 +7,7 @@ from test_golden import FOLDERS, Golden
 
 from fromage.model.prompts import continue_text
 from fromage.model.scoring import Context, score, sum_log_probabilities
-from fromage.visdial.answers import FORMS, PARTS, AnswerScorer
+from fromage.visdial.answers import BEGINNINGS, CROPPED, SQUASHED, AnswerScorer, Beginning, part_number
 
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
@@ -35,9 +35,9 @@ def test_the_evaluation_scores_the_same(golden):
     case, model = golden.expected["visdial"], golden.model("pretrained")
     image = golden.features[case["image"]]
     found = AnswerScorer(model).score_round(case["context"], case["options"], torch.stack([image, image]))
-    begun = found[FORMS.index("apart, extra bos")]
-    assert -begun[PARTS.index("squash, next token")] == pytest.approx(case["sum_ce_next_token"], rel=1e-5)
-    assert -begun[PARTS.index("crop, same token")] == pytest.approx(case["sum_ce_as_published_unshifted"], rel=1e-5)
+    begun = found[BEGINNINGS.index(Beginning(boundary=True, extra_bos=True))]
+    assert -begun[part_number(SQUASHED)] == pytest.approx(case["sum_ce_next_token"], rel=1e-5)
+    assert -begun[part_number(CROPPED, next_token=False)] == pytest.approx(case["sum_ce_as_published_unshifted"], rel=1e-5)
     assert np.isfinite(found).all()
 
 
@@ -51,5 +51,5 @@ def test_the_boundary_moves_the_blank_in_front_of_opts_words(golden):
         assert before + behind == vocabulary.encode(line + option, bos=False)
         assert vocabulary.decode(behind) == f" {option}"
     scorer = AnswerScorer(golden.model("pretrained"))
-    assert vocabulary.decode(scorer.split(line, case["options"][0], "apart")[0]).endswith(" ")
-    assert not vocabulary.decode(scorer.split(line, case["options"][0], "running")[0]).endswith(" ")
+    assert vocabulary.decode(scorer.split(line, case["options"][0], Beginning(boundary=True))[0]).endswith(" ")
+    assert not vocabulary.decode(scorer.split(line, case["options"][0], Beginning())[0]).endswith(" ")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LESS', 'Amounts', 'Sources', 'Material', 'open_material', 'Items', 'rank_items', 'measure_pairs', 'measure_stories',
-           'first_stories', 'measure_answers', 'measure_search', 'measure_text', 'measure']
+           'first_stories', 'protocol_scores', 'measure_answers', 'search_items', 'measure_search', 'measure_text',
+           'measure']
 
 # %% ../../nbs/ablation/02_measurements.ipynb #ac82f2b2
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from ..networks.backbones import VisionTower
 from ..networks.features import describe_store, extract_features
 from ..networks.splits import render_if_mini
 from ..truth.naming import naming_hits
-from ..visdial.answers import PROTOCOLS, AnswerScorer, answer_values, question_text
+from ..visdial.answers import PROTOCOLS, AnswerScorer, Protocol, answer_values, part_number
 from ..visdial.dialogues import ROUNDS, Dialogue, DialogueImages, DialogueSet, read_dialogues
 from ..visdial.search import embed_pictures, embed_together, search_ranks, search_text
 from ..vist.retrieval import StorySet, load_stories, rank_model
@@ -128,15 +129,23 @@ def first_stories(stories: StorySet, most: int | None) -> StorySet:
     return StorySet(chosen, len(chosen) if most else stories.n_total, stories.ids, stories.n_images, stories.features)
 
 # %% ../../nbs/ablation/02_measurements.ipynb #35fa7863
+def protocol_scores(model: Fromage, dialogues: Sequence[Dialogue], images: Tensor, protocol: Protocol) -> np.ndarray:
+    """Scores (N, rounds, 100) by one protocol, after the features (N, V) of the dialogues' images."""
+    scorer = AnswerScorer(model, beginnings=(protocol.beginning,))
+    part = part_number(0, protocol.next_token)
+    scores = []
+    for dialogue, image in zip(dialogues, images):
+        sums = scorer.score_dialogue(dialogue, image[None].to(model.device))  # (rounds, 1, parts, 100)
+        scores.append(sums[:, 0, part])
+    return np.array(scores)
+
+
 def measure_answers(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
     """MRR, R@1 and NDCG of the true answers, as published and as corrected."""
     dialogues, table = material.dialogues[:most], {}
     for name, protocol in PROTOCOLS.items():
-        scorer = AnswerScorer(model, forms=(protocol.form,))
-        features = material.squashed if protocol.squash else material.cropped
-        scores = np.array([[scorer.score_round(question_text(each, at), part.options, image[None].to(model.device))
-                            [0, 0 if protocol.next_token else 1] for at, part in enumerate(each.rounds)]
-                           for each, image in zip(dialogues, features)])
+        images = material.squashed if protocol.squash else material.cropped
+        scores = protocol_scores(model, dialogues, images, protocol)
         values = answer_values(scores, dialogues, material.found, protocol)
         groups = values.rank_groups.tolist()
         table |= {f"answers, {name}: R@1": Items(hits(values.ranks, 1).tolist(), groups),
@@ -146,16 +155,23 @@ def measure_answers(model: Fromage, material: Material, most: int | None) -> dic
     return table
 
 
+def search_items(texts: Tensor, images: Tensor, name: str, normalised: bool) -> dict[str, Items]:
+    """R@k in both directions, of embeddings (N, q) of dialogues and of their images."""
+    table = {}
+    for direction in ("dialogue to image", "image to dialogue"):
+        found = search_ranks(texts, images, direction, normalised)
+        table |= rank_items(f"{direction}, {name}", found)
+    return table
+
+
 def measure_search(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
     """Images by dialogue after one round and after all, dialogues by image; as published (squashed, cosines without norm) too."""
     dialogues, table = material.dialogues[:most], {}
     texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)]) for each in dialogues])
     for name, features in (("corrected", material.cropped), ("published", material.squashed)):
-        images, normalised = embed_pictures(model, features[:len(dialogues)].numpy()), name == "corrected"
+        images = embed_pictures(model, features[:len(dialogues)].numpy())
         for place, rounds in enumerate(("1 round", f"{ROUNDS} rounds")):
-            for direction in ("dialogue to image", "image to dialogue"):
-                found = search_ranks(texts[:, place], images, direction, normalised)
-                table |= rank_items(f"{direction}, {rounds}, {name}", found)
+            table |= search_items(texts[:, place], images, f"{rounds}, {name}", normalised=name == "corrected")
     return table
 
 # %% ../../nbs/ablation/02_measurements.ipynb #40fa5ee2

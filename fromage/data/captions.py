@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME_RULES', 'FORMS', 'read_member', 'group_members', 'find_in_shard', 'Shards', 'read_lines', 'split_line',
-           'CaptionTable', 'basename', 'find_ambiguous', 'choose_rule', 'number_names', 'is_header', 'UrlTable',
-           'open_captions']
+           'CaptionTable', 'basename', 'find_ambiguous', 'choose_rule', 'number_names', 'is_header', 'find_header',
+           'UrlTable', 'open_captions']
 
 # %% ../../nbs/data/03_captions.ipynb #5a140ade
 import hashlib
@@ -190,19 +190,30 @@ def number_names(row: int) -> tuple[str, ...]:
     counts = [f"{each:0{width}d}" for each in (row, row + 1) for width in range(1, 13)]
     return (*dict.fromkeys(counts), *(f"{each // 10_000:05d}/{each:09d}" for each in (row, row + 1)))
 
-
+# %% ../../nbs/data/03_captions.ipynb #000bb1fa
 def is_header(path: Path, line: bytes) -> tuple[bool, bool]:
-    """Whether a table's first line is a header, and whether it names the URL first; ValueError where it is neither."""
-    try:
-        columns = split_line(line)
-    except BadExample:
-        return False, False
+    """Whether a line is a header, and whether the URL stands first; ValueError where it has no URL and names none."""
+    columns = split_line(line)
     urls, names = ["://" in column for column in columns], [column.lower() for column in columns]
     if sorted(names) == ["caption", "url"]:
         return True, names[0] == "url"
     if not any(urls):
         raise ValueError(f"{path}: begins with {list(columns)}; google_tsv wants caption<TAB>url, with such a header or none")
     return False, urls == [True, False]
+
+
+def find_header(path: Path) -> tuple[int, bool]:
+    """How many lines the header takes, 0 for none, and whether the URL stands first, by the first line that can be read."""
+    first = b""
+    for number, line in islice(read_lines(path), 1000):
+        first = first or line
+        try:
+            header, turned = is_header(path, line)
+            return number * header, turned
+        except BadExample:
+            continue
+    raise ValueError(f"{path}: begins with {first[:80]!r}, and none of its first 1000 lines has two columns in UTF-8; "
+                     "google_tsv wants caption<TAB>url, with such a header or none")
 
 # %% ../../nbs/data/03_captions.ipynb #08faf3d4
 class UrlTable(CaptionSource):
@@ -213,7 +224,7 @@ class UrlTable(CaptionSource):
         super().__init__(path, images)
         if self.images is None:
             raise ValueError(f"{self.path}: google_tsv names URLs; images must be the folder they were saved in")
-        header, turned = is_header(self.path, next((line for _, line in read_lines(self.path)), b""))
+        header, turned = find_header(self.path)
         self.first, self.order = 1 + header, slice(None, None, -1 if turned else 1)
         self.sidecars = Sidecars(self.images)
         self.rule = "beside the pictures" if len(self.sidecars) else choose_rule(self.images, self.urls())

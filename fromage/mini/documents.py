@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BOS', 'NAMES', 'CONTENT', 'Document', 'STAGES', 'mark', 'keys', 'tags', 'start', 'answered', 'answerable',
            'pairs_document', 'sentence_document', 'summary_document', 'question_document', 'dialogue_document',
-           'seen_dialogue_document', 'story_document', 'name_things', 'drill_document', 'naming_document',
-           'change_document', 'write_document', 'plain']
+           'seen_dialogue_document', 'story_document', 'name_things', 'drill_document', 'scene_of', 'caption_naming',
+           'naming_document', 'change_document', 'write_document', 'plain']
 
 # %% ../../nbs/mini/02_documents.ipynb #f6865ca6
 import random
@@ -187,6 +187,22 @@ def drill_document(rng: random.Random) -> str:
     return name_things(rng, rng.choice((2, 3)), rng.randint(8, 16), lambda kind: f"[ {kind}]")
 
 
+def scene_of(rng: random.Random, kind: str) -> Scene:
+    """A scene with one thing, of this kind."""
+    while True:
+        scene = sample_scene(rng, "train", 1)
+        if scene.things[0].kind == kind:
+            return scene
+
+
+def caption_naming(rng: random.Random, kind: str) -> str:
+    """A caption of such a scene in which the kind is said."""
+    while True:
+        text = caption(rng, scene_of(rng, kind)).text
+        if kind in text:
+            return text
+
+
 def naming_document(rng: random.Random) -> str:
     """New words for two or three kinds, learned from examples in this very text: bare, coloured, in whole scenes or told."""
     how = rng.choices(("bare", "coloured", "keys", "told"), (0.15, 0.2, 0.45, 0.2))[0]
@@ -195,10 +211,7 @@ def naming_document(rng: random.Random) -> str:
         if how in ("bare", "coloured"):
             words = [kind, *rng.sample(tuple(COLOURS), how == "coloured")]
             return f"[ {' '.join(rng.sample(words, len(words)))}]"
-        while (scene := sample_scene(rng, "train", 1)).things[0].kind != kind or how == "told" and kind not in (
-                text := caption(rng, scene).text):
-            pass
-        return BOS + text if how == "told" else keys(rng, scene)
+        return BOS + caption_naming(rng, kind) if how == "told" else keys(rng, scene_of(rng, kind))
 
     return name_things(rng, rng.choice((2, 2, 3)), rng.randint(1, 8), show, rng.choice(("", "", "this is a ")))
 

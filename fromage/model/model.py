@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..networks.attention import without_planning
 from ..networks.backbones import fingerprint_language_model, tune
 from ..networks.demands import (CACHE, attention_window, check_language_model, count_ids, count_rows,
                                       embedding_scale, language_config, text_model)
@@ -221,8 +222,9 @@ def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None =
     arguments = {"attention_mask": mask, "position_ids": positions, CACHE: cache}
     if not positions_accepted(type(base)):
         arguments.pop("position_ids")
-    return base(inputs_embeds=embeddings, use_cache=use_cache or cache is not None, output_hidden_states=all_layers,
-                return_dict=True, **arguments)
+    with without_planning(embeddings.device):
+        return base(inputs_embeds=embeddings, use_cache=use_cache or cache is not None, output_hidden_states=all_layers,
+                    return_dict=True, **arguments)
 
 
 def positions_accepted(kind: type) -> bool:

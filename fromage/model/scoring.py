@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PADDINGS', 'Tree', 'grow_tree', 'normalisers', 'chosen_logits', 'common_length', 'Context', 'check_length',
-           'run_tree', 'run_rows', 'sequence_states', 'sum_log_probabilities', 'Scores', 'score']
+           'run_tree', 'run_rows', 'sequence_states', 'judged_tokens', 'token_log_probabilities',
+           'sum_log_probabilities', 'Scores', 'score']
 
 # %% ../../nbs/model/05_scoring.ipynb #29b3ce2d
 import copy
@@ -17,10 +18,11 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .losses import block_logits, split_passes
+from .losses import split_passes
 from .model import Fromage, attention_mask, embed_tokens, output_bias, run_language_model
 from .prompts import Piece, Prompt, build_prompt, embed_prompt
 from ..networks.demands import cache_of, longest_text
+from ..networks.vocabularies import block_logits
 
 # %% ../../nbs/model/05_scoring.ipynb #844d91e0
 @dataclass
@@ -190,6 +192,25 @@ def sequence_states(context: Context, sequences: Sequence[Sequence[int]], tokens
             yield numbers, *run_rows(context, chosen, "left" if padding == "left" else "right")
 
 # %% ../../nbs/model/05_scoring.ipynb #87a07cef
+def judged_tokens(paths: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], skips: Sequence[int],
+                  shift: int) -> Iterator[tuple[int, int, int]]:
+    """For each token that is scored: the number of its sequence, the row of the state that judges it, and its id.
+
+    Row 0 is the prompt's last state; the token at `path[i]` of a pass has row `path[i] + 1`."""
+    for number, (path, sequence, skip) in enumerate(zip(paths, sequences, skips)):
+        for at in range(skip, len(sequence)):
+            judge = at - shift
+            yield number, path[judge] + 1 if judge >= 0 else 0, sequence[at]
+
+
+def token_log_probabilities(model: Fromage, states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """log p (M,) of ids (M,) after the states numbered rows (M,); equal ones are computed once."""
+    pairs, inverse = torch.stack([rows, ids]).unique(dim=1, return_inverse=True)
+    used, which = pairs[0].unique(return_inverse=True)
+    logits = chosen_logits(model, states[pairs[0]], pairs[1])
+    return (logits - normalisers(model, states[used])[which])[inverse]
+
+
 @torch.no_grad()
 def sum_log_probabilities(context: Context, sequences: Sequence[Sequence[int]], skip: Sequence[int] | int = 0,
                           shifts: Sequence[int] = (1,), tokens_per_pass: int = 1024, padding: str = "tree") -> Tensor:
@@ -201,16 +222,14 @@ def sum_log_probabilities(context: Context, sequences: Sequence[Sequence[int]], 
     unique = list(dict.fromkeys(keys))
     sums = torch.zeros(len(shifts), len(unique), device=context.model.device)
     read = [list(sequence) if 0 in shifts else list(sequence[:-1]) for sequence, _ in unique]
-    for numbers, states, places in sequence_states(context, read, tokens_per_pass, padding):
-        states = torch.cat([context.states[-1:], states])  # 0 is the prompt's last state
+    for numbers, states, paths in sequence_states(context, read, tokens_per_pass, padding):
+        states = torch.cat([context.states[-1:], states])
+        own, left_out = zip(*(unique[number] for number in numbers))
         for row, shift in enumerate(shifts):
-            wanted = [(number, path[at - shift] + 1 if at >= shift else 0, unique[number][0][at])
-                      for number, path in zip(numbers, places) for at in range(unique[number][1], len(unique[number][0]))]
-            owner, place, token = torch.tensor(wanted, device=states.device).T
-            pairs, inverse = torch.stack([place, token]).unique(dim=1, return_inverse=True)
-            used, which = pairs[0].unique(return_inverse=True)
-            found = chosen_logits(context.model, states[pairs[0]], pairs[1]) - normalisers(context.model, states[used])[which]
-            sums[row].index_add_(0, owner, found[inverse])
+            judged = torch.tensor(list(judged_tokens(paths, own, left_out, shift)), device=states.device)
+            owner, rows, ids = judged.T
+            found = token_log_probabilities(context.model, states, rows, ids)
+            sums[row].index_add_(0, torch.tensor(numbers, device=states.device)[owner], found)
     number_of = {key: number for number, key in enumerate(unique)}
     return sums[:, [number_of[key] for key in keys]].cpu()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE', 'NOTHING', 'OTHER', 'WORDS', 'PLACES', 'FREQUENT', 'KIND', 'COMPARED', 'score_places', 'question_kind',
-           'prior_scores', 'compare_places', 'verdict', 'answer_finding']
+           'prior_scores', 'compare_places']
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a003
 from collections import Counter
@@ -17,7 +17,7 @@ from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference, reciprocal_ranks
 from ..core.records import progress
 from ..model.model import Fromage
-from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values
+from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number
 from .dialogues import Dialogue, DialogueSet
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a006
@@ -28,12 +28,13 @@ PLACES = (NOTHING, OTHER, WORDS)
 def score_places(model: Fromage, dialogues: Sequence[Dialogue], others: Sequence[Tensor], journal: Journal,
                  tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
     """Scores (N, rounds, 100) with each of `PLACES` in the image's place; others: another image's features (V,)."""
-    scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.form,))
+    scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.beginning,))
     pairs = [(each, other) for each, other in zip(dialogues, others, strict=True)
              if str(each.image_id) not in journal.arrays]
     for dialogue, other in progress(pairs, label="dialogues scored without their image"):
-        found = scorer.score_dialogue(dialogue, [None, other.to(model.device), dialogue.caption])
-        journal.append(str(dialogue.image_id), found[:, 0, [0, 2, 4]])  # (rounds, places, 100), judged by the state before
+        sums = scorer.score_dialogue(dialogue, [None, other.to(model.device), dialogue.caption])
+        parts = [part_number(place) for place in range(len(PLACES))]
+        journal.append(str(dialogue.image_id), sums[:, 0, parts])  # (rounds, places, 100)
     scores = np.stack([journal.arrays[str(each.image_id)] for each in dialogues])
     return {name: scores[:, :, place] for place, name in enumerate(PLACES)}
 
@@ -83,23 +84,3 @@ def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[Dialogu
             differences[f"NDCG, {IMAGE} - {name}"] = paired_difference(
                 image.ndcg, each.ndcg, image.ndcg_groups, seed, samples)
     return table, differences
-
-# %% ../../nbs/visdial/04_controls.ipynb #b0c0a016
-def verdict(difference: Estimate) -> str:
-    """What an interval says about the difference that it holds."""
-    return "above" if difference.low > 0 else "below" if difference.high < 0 else "not told apart from"
-
-
-def answer_finding(table: Mapping[str, Mapping[str, Estimate]], differences: Mapping[str, Comparison],
-                   published: Estimate) -> str:
-    """Whether the image bears on the answers, in words, from `compare_places` and the published protocol's MRR."""
-    def rank(name: str) -> str:
-        return f"{table[name]['MRR']:.1f}"
-
-    def against(name: str) -> str:
-        difference = differences[f"MRR, {IMAGE} - {name}"].difference
-        return f"{verdict(difference)} that with {name} ({rank(name)}; difference {difference:+.1f})"
-
-    return (f"**With the image the right answer has an MRR of {rank(IMAGE)}: {against(NOTHING)}, {against(OTHER)}, "
-            f"{against(WORDS)}.** Without a model, the {KIND} gives {rank(KIND)}. By the published "
-            f"protocol the same model has {published:.1f}.")

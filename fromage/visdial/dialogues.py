@@ -129,11 +129,11 @@ def read_dialogues(path: str | Path, dense: str | Path | None = None) -> Dialogu
     paths = [resolve_path(name) for name in (path, dense) if name is not None]
     content, *annotations = [load_json(each) for each in paths]
     try:
-        data, split = content["data"], str(content["split"])
+        data, split = content["data"], str(content["split"] if content.get("version") != "0.9" else content.get("split", ""))
         entries, questions, answers = data["dialogs"], data["questions"], data["answers"]
         problems, dense_problems, found = Problems(n_total=len(entries)), Problems(), {}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{paths[0]}: not VisDial's 1.0 json, which has split and data.dialogs, questions, answers "
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{paths[0]}: not VisDial's 1.0 or 0.9 json, which has split and data.dialogs, questions, answers "
                          f"({type(error).__name__}: {error})") from None
     for place, entry in enumerate(entries):
         try:
