@@ -313,6 +313,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fromage/core/journals.py'),
                                        'fromage.core.journals.Journal.append': ( 'core/journals.html#journal.append',
                                                                                  'fromage/core/journals.py'),
+                                       'fromage.core.journals.JournalHeld': ('core/journals.html#journalheld', 'fromage/core/journals.py'),
                                        'fromage.core.journals.LineJournal': ('core/journals.html#linejournal', 'fromage/core/journals.py'),
                                        'fromage.core.journals.LineJournal.__exit__': ( 'core/journals.html#linejournal.__exit__',
                                                                                        'fromage/core/journals.py'),
