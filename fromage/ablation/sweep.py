@@ -98,7 +98,7 @@ def train_task(task: Task, tower: VisionTower, folder: Path) -> dict[str, Any]:
     limit = config.data.validation_examples
     run = fit(model, train, pairs_of(config, "validation", model, tower, limit, limit), config, folder, True, tower.fingerprint)
     save_checkpoint(folder / "last.safetensors", model, config, tower.fingerprint)
-    run.state_path.unlink(missing_ok=True)
+    run.forget()
     run.best_path.unlink(missing_ok=True)
     last = [step["total"] for step in run.history[-20:]]
     return {"history": run.history, "validations": run.validations, "seconds": time.perf_counter() - start, "last losses": last,

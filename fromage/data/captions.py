@@ -190,7 +190,7 @@ def number_names(row: int) -> tuple[str, ...]:
     counts = [f"{each:0{width}d}" for each in (row, row + 1) for width in range(1, 13)]
     return (*dict.fromkeys(counts), *(f"{each // 10_000:05d}/{each:09d}" for each in (row, row + 1)))
 
-
+# %% ../../nbs/data/03_captions.ipynb #000bb1fa
 def is_header(path: Path, line: bytes) -> tuple[bool, bool]:
     """Whether a line is a header, and whether the URL stands first; ValueError where it has no URL and names none."""
     columns = split_line(line)

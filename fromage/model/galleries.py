@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ..core.config import resolve_path
 from ..core.records import atomic_path, hash_file, hash_value, portable_path, progress
+from ..core.tensors import load_tensors, save_tensors
 from ..data.sources import CaptionSource, ImageFolder, decode_image
-from .checkpoint import (Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery,
-                                      load_tensors, load_tower, save_tensors)
+from .checkpoint import Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery, load_tower
 from .model import TwoLayerMap
 from .retrieval import ImageIndex, index_features
 from ..networks.backbones import VisionTower
@@ -52,10 +52,11 @@ def save_index(index: ImageIndex, path: str | Path) -> Path:
                         {"checkpoint": index.key, "table": hash_file(path.with_suffix(".tsv"))})
 
 
-def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None) -> ImageIndex:
-    """The index at `path`; ValueError when it is not whole or of another checkpoint than the one given, itself or its key."""
+def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None, verify: bool = True) -> ImageIndex:
+    """The index at `path`; ValueError when it is not whole or of another checkpoint than the one given, itself or its key.
+    `verify` False leaves sums out."""
     path = resolve_path(path)
-    tensors, header = load_tensors(path, "image index")
+    tensors, header = load_tensors(path, "image index", verify)
     table = path.with_suffix(".tsv")
     if not table.is_file() or hash_file(table) != header["table"]:
         reason = "another table" if table.is_file() else "no such file"

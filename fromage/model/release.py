@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..core.config import Backbones, Config, resolve_path
 from ..core.records import atomic_path, write_json
-from .checkpoint import RELEASED_NAMES, CheckpointError
+from ..core.tensors import CheckpointError
+from .checkpoint import RELEASED_NAMES
 from .model import Fromage, trained_parameters
 from ..networks.backbones import RELEASED_TOWERS
 

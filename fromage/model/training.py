@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FREE_TO_CHANGE', 'Pairs', 'make_pairs', 'epoch_order', 'step_rows', 'concatenates', 'joins_queries', 'learning_rate',
            'StepLosses', 'backward_losses', 'train_step', 'make_optimizer', 'embed_pairs', 'validate', 'Run',
-           'run_identity', 'save_state', 'differences', 'load_state', 'record_validation', 'begin_run', 'fit']
+           'run_identity', 'record_validation', 'begin_run', 'fit']
 
 # %% ../../nbs/model/10_training.ipynb #5a8d1a71
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from ..core.config import Config, Training, flatten, resolve_path
 from ..core.folders import Hold
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
 from ..core.records import progress, to_plain
-from .checkpoint import (CheckpointError, copy_weights, load_tensors, save_checkpoint,
-                                      save_tensors)
+from ..core.tensors import CheckpointError, earlier, load_tensors
+from .checkpoint import copy_weights, differences, load_state, save_checkpoint, save_state
 from .generation import generate_captions
 from .losses import (CaptionBatch, caption_losses, contrastive_losses, join_queries, make_batch,
                                   retrieval_pass)
@@ -164,9 +164,6 @@ def validate(model: Fromage, pairs: Pairs, captions: int = 0) -> dict[str, Estim
     return metrics
 
 # %% ../../nbs/model/10_training.ipynb #4abecdef
-FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples"}
-
-
 @dataclass
 class Run:
     """A training run so far: losses of every step, validations, the best validation's step."""
@@ -199,45 +196,29 @@ class Run:
         """The last state of a run that was closed."""
         return self.folder / "closed.safetensors"
 
+    def restore(self, header: dict) -> None:
+        """Goes on from a state."""
+        self.history, self.validations = header["history"], header["validations"]
+
+    def forget(self) -> None:
+        """Removes what the run could be continued from."""
+        for path in (self.state_path, earlier(self.state_path)):
+            path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Everything is reported: the same command begins anew, one with more steps continues."""
+        earlier(self.state_path).unlink(missing_ok=True)
         self.state_path.replace(self.closed_path)
 
 # %% ../../nbs/model/10_training.ipynb #e1b9af4e
+FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples"}
+
+
 def run_identity(model: Fromage, pairs: Pairs, config: Config, begun_from: str = "") -> dict:
     """What a state must agree with to be continued; `begun_from` names the weights of `init_from`."""
     fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
     return fixed | {"training pairs": [len(pairs), pairs.key], "init_from": begun_from,
                     "language model weights": model.language_fingerprint}
-
-
-def save_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict) -> None:
-    """Write the state of a run, atomically."""
-    tensors = {f"weight/{name}": value for name, value in trained_parameters(model).items()}
-    for name, value in trained_parameters(model).items():
-        tensors |= {f"{part}/{name}": moment for part, moment in optimizer.state.get(value, {}).items()}
-    save_tensors(run.state_path, "training state", tensors,
-                 {"identity": identity, "history": run.history, "validations": run.validations})
-
-
-def differences(saved: dict, identity: dict) -> list[str]:
-    """What an identity has other than the saved one."""
-    now = to_plain(identity)
-    return [f"{name} was {saved.get(name)!r}, is {now.get(name)!r}" for name in sorted({*saved, *now})
-            if saved.get(name) != now.get(name)]
-
-
-def load_state(run: Run, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, path: Path) -> None:
-    """Continue a saved run in place; CheckpointError lists what differs from the run that was saved."""
-    tensors, header = load_tensors(path, "training state")
-    if differing := differences(header["identity"], identity):
-        raise CheckpointError(f"{path}: belongs to another run ({'; '.join(differing)}); allowed is the same "
-                              "configuration, another output folder, or resume = False to begin anew")
-    run.history, run.validations = header["history"], header["validations"]
-    copy_weights(model, {name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")})
-    for name, value in trained_parameters(model).items():
-        moments = {part: tensors[f"{part}/{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}/{name}" in tensors}
-        optimizer.state[value] = {part: moment if part == "step" else moment.to(value.device) for part, moment in moments.items()}
 
 # %% ../../nbs/model/10_training.ipynb #0446099f
 def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, tower_fingerprint: str | None) -> None:
@@ -252,16 +233,16 @@ def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, 
     """A new run, unless `resume` is set and `folder` holds one that was not closed, or a closed one of fewer steps."""
     run = Run(resolve_path(folder))
     if not resume:
-        run.state_path.unlink(missing_ok=True)
+        run.forget()
     elif run.state_path.is_file():
-        load_state(run, model, optimizer, identity, run.state_path)
+        run.restore(load_state(run.state_path, model, optimizer, identity))
         if run.step > steps:
             raise CheckpointError(f"{run.state_path}: {run.step} steps are done, steps = {steps}; allowed is at least as many, "
                                   "another output folder, or resume = False to begin anew")
     elif run.closed_path.is_file():
         header = load_tensors(run.closed_path, "training state")[1]
         if len(header["history"]) < steps and not differences(header["identity"], identity):
-            load_state(run, model, optimizer, identity, run.closed_path)
+            run.restore(load_state(run.closed_path, model, optimizer, identity))
     return run
 
 # %% ../../nbs/model/10_training.ipynb #ebd906d0
@@ -290,5 +271,6 @@ def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder:
             if validated:
                 record_validation(run, model, validation, config, tower_fingerprint)
             if validated or run.step % training.save_every == 0:
-                save_state(run, model, optimizer, identity)
+                save_state(run.state_path, model, optimizer, {
+                    "identity": identity, "history": run.history, "validations": run.validations})
         return run
