@@ -105,7 +105,7 @@ def write_sentences(model: Fromage, prompts: Sequence[Sequence[Piece]], decoding
         found += [(show_prompt(model.vocabulary, prompt), reply) for prompt, reply in zip(built, replies)]
     return found
 
-# %% ../../nbs/vist/02_telling.ipynb #8d41b6a3
+# %% ../../nbs/vist/02_telling.ipynb #eca1e670
 DECODINGS = {"greedy": Decoding(max_new_tokens=32), "sampled": Decoding(max_new_tokens=32, temperature=0.7, top_p=0.95)}
 
 
@@ -135,7 +135,7 @@ def model_telling(story: Story, told: Sequence[str], written: Sequence[Written],
         raw=tuple(each.raw for each in written), ended=tuple(each.ended for each in written),
         seeds=tuple(each.seed for each in written if each.seed is not None), **made)
 
-# %% ../../nbs/vist/02_telling.ipynb #eca1e670
+# %% ../../nbs/vist/02_telling.ipynb #7e11a014
 def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: str, seed: int = 0) -> list[Telling]:
     """Every story of a set under a condition, decoded greedily or sampled; names as in CONDITIONS and DECODINGS."""
     if condition not in CONDITIONS or decoding not in DECODINGS:
