@@ -8,7 +8,6 @@ __all__ = ['StoreError', 'describe_store', 'check_parts', 'TextColumn', 'Feature
            'extract_features']
 
 # %% ../../nbs/networks/02_features.ipynb #cf74f0a7
-import fcntl
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from ..core.config import resolve_path
@@ -188,8 +188,7 @@ def finish_store(writer: StoreWriter, problems: Problems, names: dict[str, str])
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for one process; others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield
 
 
