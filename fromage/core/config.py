@@ -252,7 +252,7 @@ def flatten(config: Config) -> dict[str, Any]:
 PAPER = change(
     Config(preset="paper", device="cuda"),
     language_model="facebook/opt-6.7b", precision="bfloat16",
-    vision_model="ViT-L-14-quickgelu", vision_pretrained="openai",
+    vision_model="ViT-L-14-quickgelu", vision_pretrained="openai", tokens_per_pass=8192,
     train_captions="data/cc3m/train", validation_captions="data/cc3m/validation", features="data/cc3m/features",
 )
 SMALL = change(

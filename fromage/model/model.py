@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..networks.attention import without_planning
 from ..networks.backbones import attention_window, embedding_scale, fingerprint_language_model, tune
 
 # %% ../../nbs/model/00_model.ipynb #49e1f7c7
@@ -229,8 +230,9 @@ def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None =
     arguments = {"attention_mask": mask, "position_ids": positions}
     if not positions_accepted(type(base)):
         arguments.pop("position_ids")
-    return base(inputs_embeds=embeddings, past_key_values=cache, use_cache=use_cache or cache is not None,
-                output_hidden_states=all_layers, return_dict=True, **arguments)
+    with without_planning(embeddings.device):
+        return base(inputs_embeds=embeddings, past_key_values=cache, use_cache=use_cache or cache is not None,
+                    output_hidden_states=all_layers, return_dict=True, **arguments)
 
 
 def positions_accepted(kind: type) -> bool:
