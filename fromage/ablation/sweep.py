@@ -24,7 +24,7 @@ from joblib import Parallel, delayed
 from .measurements import LESS, Amounts, Items, Sources, measure, open_material
 from .networks import make_network
 from ..core.code import code_key
-from ..core.config import Backbones, Config, change, flatten, resolve_path
+from ..core.config import NAMES_OF_CONTENT, Backbones, Config, change, flatten, resolve_path
 from ..core.records import hash_folder, hash_value, progress, write_json
 from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
@@ -86,7 +86,7 @@ def forget_peak() -> None:
 def pairs_of(config: Config, split: str, model: Fromage, tower: VisionTower, limit: int | None, first: int | None) -> Pairs:
     """The first pairs of a split, from the store of `limit` images."""
     store = load_split(config, split, tower, limit).store
-    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens, store.key, first)
+    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens, store.content, first)
 
 
 def train_task(task: Task, tower: VisionTower, folder: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
     """What a training reads, and the key of what is measured on, for the networks that a configuration names."""
     names = config.backbones
     tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
-    stores = [load_split(config, split, tower, most).store.key
+    stores = [load_split(config, split, tower, most).store.content
               for split, most in (("train", limit), ("validation", config.data.validation_examples))]
     return ({"language model": network_key(names.language_model), "pairs": hash_value(stores)},
             open_material(tower, sources, config.data.features).key)
@@ -193,7 +193,7 @@ class Setting:
 
 def make_task(shared: Setting, name: str, config: Config, keys: tuple[dict[str, str], str]) -> Task:
     """The task of a variant's configuration, whose seed it has."""
-    fixed = {field: value for field, value in flatten(config).items() if field not in ("preset", "features")}
+    fixed = {field: value for field, value in flatten(config).items() if field != "preset" and field not in NAMES_OF_CONTENT}
     training = hash_value({"config": fixed, "data": keys[0], "code": code_key("model.training", "networks.splits")})
     amounts = (shared.amounts, EVERYTHING) if name in shared.full else (shared.amounts,)
     measured = tuple(hash_value({"training": training, "amounts": asdict(each), "data": keys[1],
