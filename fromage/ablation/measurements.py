@@ -71,14 +71,14 @@ def open_material(tower: VisionTower, sources: Sources, folder: str) -> Material
     render_if_mini(sources.stories)
     stories, store = load_stories(sources.stories, sources.story_images, "corrected", tower, folder)
     found = read_dialogues(sources.dialogues, sources.dense)
-    images, keys, features = DialogueImages(found, sources.dialogue_images), [store.key, found.key], []
+    images, keys, features = DialogueImages(found, sources.dialogue_images), [store.content, found.key], []
     for squash in (True, False):
         key = hash_value(describe_store(tower, images, squash=squash))[:12]
         own = extract_features(tower, images, f"{folder}/visdial-{key}", squash=squash)
         rows = {name: row for row, name in enumerate(own.ids)}
         usable = [each for each in found.dialogues if str(each.image_id) in rows]
         features.append(torch.from_numpy(np.array(own.features[[rows[str(each.image_id)] for each in usable]], np.float32)))
-        keys.append(own.key)
+        keys.append(own.content)
     return Material(stories, found, usable, *features, hash_value(keys))
 
 # %% ../../nbs/ablation/02_measurements.ipynb #da0ef153
