@@ -213,6 +213,8 @@ class RunRecord:
     machine: dict[str, Any] = field(default_factory=read_machine)
     started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     seconds: float | None = None
+    finding: str = ""  # in a sentence or two; see core.findings
+    limits: str = ""  # what the finding does not show
 
     def __post_init__(self):
         self.clock = time.monotonic()

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.config import resolve_path
 from ..core.boundaries import boundary, check_shape, read_json
-from ..data.sources import BadExample, CaptionSource, Found, Problems, fail, read_inside
+from ..data.sources import BadExample, CaptionSource, Found, describe_file, Problems, fail, read_inside
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #ddb7765e
 ROUNDS, OPTIONS = 10, 100
@@ -181,5 +181,4 @@ class DialogueImages(CaptionSource):
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
         for name in self.names.values():
-            path = self.path / name
-            yield f"{name} {path.stat().st_size if path.is_file() else 'missing'}"
+            yield describe_file(self.path / name, name)

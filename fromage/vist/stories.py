@@ -17,7 +17,7 @@ from ..core.config import resolve_path
 from ..core.boundaries import read_json
 from ..core.records import hash_file
 from ..data.pairs import find_local, read_local
-from ..data.sources import CaptionSource, Found, list_files
+from ..data.sources import CaptionSource, Found, describe_files, list_files
 
 # %% ../../nbs/vist/00_stories.ipynb #0b66b08c
 STORY_LENGTH, ORDERS = 5, ("annotation", "story")
@@ -108,4 +108,4 @@ class StoryImages(CaptionSource):
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
         yield hash_file(self.path)
-        yield from (f"{name} {size}" for name, size in list_files(self.images))
+        yield from describe_files(self.images)
