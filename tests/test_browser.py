@@ -1,6 +1,7 @@
 """The demo in a real browser: Voilà's page as `make demo` serves it, and the same notebook in JupyterLab."""
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from browsing import PATIENCE, SCREENSHOTS, Server, sync_api
 from house_rules import ROOT
 from PIL import Image
+
+from fromage.mini.world import scene_from_truth
 
 pytestmark = browsing.NEEDS_CHROMIUM
 
@@ -137,6 +140,22 @@ def test_a_turn_with_an_upload(visit: Visit) -> None:
     visit.say("what do you see?")
     sync_api.expect(visit.log.get_by_alt_text("grey.png")).to_be_visible()
     visit.keep("upload")
+
+
+def test_a_picture_for_who_asks_for_one(visit: Visit) -> None:
+    """A newcomer's first sentence finds a red ball on the grass; the same words are answered in words where the mode says so."""
+    truths = json.loads((ROOT / "data/mini/rendered/vist/truth.json").read_text())
+    visit.say("show me a red ball on the grass")
+    visit.expect_status("3 images found")
+    name = visit.pictures().first.inner_text().partition(",")[0]
+    scene = scene_from_truth(truths[name.removesuffix(".jpg")])
+    assert {"redball", "grass"} <= scene.facts()
+    visit.keep("asked")
+    visit.page.get_by_label("Reply").select_option("Words")
+    visit.say("show me a red ball on the grass")
+    sync_api.expect(visit.log.locator(".question")).to_have_count(2)
+    sync_api.expect(visit.pictures()).to_have_count(3)
+    visit.page.get_by_label("Reply").select_option("The model decides")
 
 
 def test_a_turn_that_returns_images(visit: Visit) -> None:

@@ -79,18 +79,18 @@ def stop(page: Page) -> None:
         page.say("Stopped.")
 
 
-def start(page: Page, asked: Dialogue, bias: float | None = None, draft: Draft = ("", ())) -> None:
+def start(page: Page, asked: Dialogue, mode: str | None = None, draft: Draft = ("", ())) -> None:
     """Answers the last question of a dialogue, in a thread where there is a loop to come back to.
 
     `draft`, what was typed and attached for it, leaves the fields, and returns where there is no answer."""
     if page.busy:
         raise DialogueError("A reply is being written; stop it first.")
-    decoding = page.controls.decoding()
-    decoding = decoding if bias is None else replace(decoding, ret_bias=bias)
+    decoding, mode = page.controls.decoding(), mode or page.controls.mode.value
     page.conversation.prompt(asked, decoding.max_new_tokens)  # fails here when it is too long
-    if page.conversation.gallery is None and decoding.max_rets and decoding.ret_bias >= FORCING:
+    forced = mode == "picture" or mode == "model" and decoding.max_rets and decoding.ret_bias >= FORCING
+    if page.conversation.gallery is None and forced:
         raise DialogueError("There is no image index, so no image can be found. "
-                            "Set the image bias to 0, or give the notebook a folder of images.")
+                            "Ask for words, without an image bias, or give the notebook a folder of images.")
     post = asyncio.get_running_loop().call_soon_threadsafe if page.threaded else lambda call, *values: call(*values)
     page.stopping.clear()
     page.busy, page.kept, question = True, len(asked.exchanges) - 1, asked.exchanges[-1]
@@ -105,7 +105,7 @@ def start(page: Page, asked: Dialogue, bias: float | None = None, draft: Draft =
 
     def work() -> None:
         try:
-            done = page.conversation.respond(asked, decoding, tell)
+            done = page.conversation.respond(asked, decoding, tell, mode)
         except Exception as problem:
             post(fail, page, problem, draft)
         else:
@@ -213,7 +213,7 @@ def play_line(page: Page) -> None:
     line, pictures = page.queue.pop(0), []
     if line.picture:
         pictures, page.seed = page.conversation.gallery.choose(1, page.seed), page.seed + 1
-    start(page, ask(page.controls.apply(page.dialogue), line.text, pictures), line.bias)
+    start(page, ask(page.controls.apply(page.dialogue), line.text, pictures), line.mode)
 
 # %% ../../nbs/chat/05_actions.ipynb #6c1f9b28
 def connect(page: Page) -> None:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIELDS', 'QUESTIONS', 'PLAIN', 'LONGEST_TEXT', 'FORMAT', 'MOST_ATTEMPTS', 'read_share', 'read_count', 'read_truth',
            'PAGE', 'split_template', 'Step', 'Exchange', 'Dialogue', 'clean_text', 'ask', 'change_last', 'give_answer',
-           'undo', 'reset', 'regenerate', 'edit_last', 'join_texts', 'exchange_pieces', 'prompt_pieces', 'fit_context',
-           'plain_piece', 'export_json', 'read_piece', 'read_step', 'read_exchange', 'import_json', 'piece_html',
-           'transcript']
+           'undo', 'reset', 'regenerate', 'edit_last', 'join_texts', 'exchange_pieces', 'is_bare', 'prompt_pieces',
+           'fit_context', 'plain_piece', 'export_json', 'read_piece', 'read_step', 'read_exchange', 'import_json',
+           'piece_html', 'transcript']
 
 # %% ../../nbs/chat/01_dialogue.ipynb #be333ddb
 import base64
@@ -21,6 +21,7 @@ from typing import Any
 from .pictures import (DialogueError, Picture, check_field, list_reader, picture_html,
                                    plain_picture, plain_reader, read_object, read_shown, read_text,
                                    text_html, within)
+from ..model.model import RET
 
 # %% ../../nbs/chat/01_dialogue.ipynb #f7edcc84
 FIELDS = ("{images}", "{text}", "{reply}")
@@ -153,17 +154,24 @@ def exchange_pieces(exchange: Exchange, parts: Sequence[str], shown_pictures: bo
     return pieces
 
 
-def prompt_pieces(dialogue: Dialogue, first: int = 0) -> list[str | Picture]:
-    """Texts and pictures of the prompt, from exchange `first` on."""
-    parts = split_template(dialogue.template)
-    exchanges = dialogue.exchanges[first:]
-    return join_texts([piece for exchange in exchanges for piece in exchange_pieces(exchange, parts, dialogue.shown_pictures)])
+def is_bare(exchange: Exchange) -> bool:
+    """Whether an exchange's answer is a picture from the start."""
+    return bool(exchange.answer) and exchange.answer[0] == RET
 
 
-def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int], limit: int) -> int:
+def prompt_pieces(dialogue: Dialogue, first: int = 0, bare: bool = False) -> list[str | Picture]:
+    """Texts and pictures of the prompt, from exchange `first` on; `bare`: the last question without the template."""
+    forms, pieces = {False: split_template(dialogue.template), True: split_template(PLAIN)}, []
+    for exchange in dialogue.exchanges[first:]:
+        form = forms[bare if exchange.answer is None else is_bare(exchange)]
+        pieces += exchange_pieces(exchange, form, dialogue.shown_pictures)
+    return join_texts(pieces)
+
+# %% ../../nbs/chat/01_dialogue.ipynb #c4030001
+def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int], limit: int, bare: bool = False) -> int:
     """How many of the oldest exchanges must be left out for a prompt of at most `limit` tokens, which `count` counts."""
     for first in range(len(dialogue.exchanges)):
-        size = count(prompt_pieces(dialogue, first))
+        size = count(prompt_pieces(dialogue, first, bare))
         if size <= limit:
             return first
     if not dialogue.exchanges:

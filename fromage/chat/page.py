@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ipywidgets import Box, Button, FileUpload, Text, VBox
 
 from .conversation import Conversation
-from .dialogue import PLAIN, QUESTIONS, Dialogue, Step
+from .dialogue import QUESTIONS, Dialogue, Step, is_bare
 from .pictures import DialogueError, Picture, text_html
 from .widgets import (STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot,
                                   section)
@@ -27,10 +27,10 @@ FORCING = 10  # nats of image bias from which on an image is all but certain
 
 @dataclass(frozen=True)
 class Line:
-    """A turn of an example: what is said, whether a picture comes with it, and the image bias."""
+    """A turn of an example: what is said, whether a picture comes with it, and the reply's mode."""
     text: str
     picture: bool = False
-    bias: float = 0.0
+    mode: str = "model"
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,27 @@ class Example:
 
     @property
     def about(self) -> str:
-        """What it shows, and the image bias of its turns, which is not that of the settings."""
-        biases = [f"{line.bias:g}" for line in self.lines]
-        same = len(set(biases)) == 1
-        added = f"{biases[0]} nats" if same else f"{', '.join(biases[:-1])} and {biases[-1]} nats"
-        most = max(line.bias for line in self.lines)
-        return (f"{self.shows} Here {added} are added to the logit of [RET] in {'each turn' if same else 'its turns'}, whatever "
-                f"the settings say; {f'{most:g} nats force an image' if most >= FORCING else 'images are left to the model'}.")
+        """What it shows, and how its replies come about, whatever the settings say."""
+        modes = {line.mode for line in self.lines}
+        if "model" in modes:
+            return f"{self.shows} The model decides between words and a picture."
+        asked = " and ".join(sorted({"words": "words", "picture": "a picture"}[mode] for mode in modes))
+        return f"{self.shows} Here the replies are asked for as {asked}, whatever the settings say."
 
 
 EXAMPLES = (
-    Example("A picture as a pencil drawing", "Concept composition: a picture and words ask for one image together.", PLAIN,
-            (Line("as a pencil drawing", True, 20.0),)),
-    Example("Refine over turns", "Each turn adds to what is asked for.", PLAIN,
-            (Line("a red ball", bias=20.0), Line("a red ball on the grass", bias=20.0),
-             Line("the same as a drawing", bias=20.0))),
+    Example("Show me a picture", "A sentence is answered with images.", QUESTIONS, (Line("show me a red ball on the grass"),)),
+    Example("A picture as a pencil drawing", "Concept composition: a picture and words ask for one image together.", QUESTIONS,
+            (Line("as a pencil drawing", True, "picture"),)),
+    Example("Refine over turns", "Each turn adds to what is asked for.", QUESTIONS,
+            (Line("a red ball", mode="picture"), Line("a red ball on the grass", mode="picture"),
+             Line("the same as a drawing", mode="picture"))),
     Example("Ask about a picture", "Questions about an image, answered in words.", QUESTIONS,
-            (Line("what do you see?", True), Line("is it a photo or a drawing?"), Line("what is the ground?"))),
+            (Line("what do you see?", True, "words"), Line("is it a photo or a drawing?", mode="words"),
+             Line("what is the ground?", mode="words"))),
     Example("A dialogue that ends in an image", "The model imagines a thing, then shows it.", QUESTIONS,
-            (Line("what do you see?"), Line("is it big?"), Line("what is the ground?"), Line("show it", bias=20.0))),
+            (Line("what do you see?", mode="words"), Line("is it big?", mode="words"), Line("what is the ground?", mode="words"),
+             Line("show it", mode="picture"))),
 )
 
 # %% ../../nbs/chat/04_page.ipynb #7cf6b47f
@@ -111,7 +113,7 @@ def arrange_page(page: Page) -> VBox:
     """Where everything stands."""
     row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%", "overflow": "visible"}
     buttons = page.buttons
-    inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload], layout=row)
+    inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload, page.controls.mode], layout=row)
     actions = Box([buttons[name] for name in ("undo", "again", "edit", "reset")], layout=row)
     title = note("<h2>Try an example, in a new dialogue</h2>")
     left = VBox([title, Box(page.examples, layout=row), page.about, page.log, page.status, page.attachments, inputs, actions],
@@ -172,7 +174,8 @@ def current_prompt(page: Page) -> tuple[Prompt, int]:
     """The prompt behind the last answer with the present settings, and how many exchanges it leaves out."""
     last = replace(page.dialogue.exchanges[-1], answer=None)
     dialogue = replace(page.dialogue, exchanges=(*page.dialogue.exchanges[:-1], last))
-    return page.conversation.prompt(dialogue, page.controls.decoding().max_new_tokens)
+    return page.conversation.prompt(dialogue, page.controls.decoding().max_new_tokens,
+                                    is_bare(page.dialogue.exchanges[-1]))
 
 # %% ../../nbs/chat/04_page.ipynb #2bd8f4f1
 def show_attached(page: Page) -> None:
