@@ -151,17 +151,15 @@ def describe(outcomes: list[Outcome]) -> str:
 
 
 def report(folder: str = "reports") -> None:
-    """Try every kind and write `conformance.json` and `conformance.md` into a folder."""
+    """Try every kind and write `conformance.md` into a folder."""
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     outcomes = []
     for kind in causal_kinds():
         outcomes.append(try_kind(kind))
         print(f"{kind}: {outcomes[-1].outcome} {outcomes[-1].reason}", flush=True)
-    texts = {"md": describe(outcomes), "json": json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"}
-    for ending, text in texts.items():
-        with atomic_path(resolve_path(folder) / f"conformance.{ending}") as path:
-            path.write_text(text)
+    with atomic_path(resolve_path(folder) / "conformance.md") as path:
+        path.write_text(describe(outcomes))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.model.architectures`, not this notebook
