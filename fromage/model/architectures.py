@@ -9,11 +9,10 @@ __all__ = ['SIZES', 'UNSET', 'ROPE', 'EXPERTS', 'KINDS', 'tiny_sizes', 'tiny_con
 # %% ../../nbs/model/08_architectures.ipynb #36c00002
 import copy
 import inspect
-import json
 import re
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
