@@ -4,8 +4,9 @@ import pytest
 
 from fromage.model.architectures import try_kind
 
-EXACT = ("biogpt", "bloom", "falcon", "gemma", "gpt_neox", "gptj", "llama", "mixtral", "qwen3")
-REFUSED = {"gemma2": "its own logits of a text", "mpt": "unequal lengths", "bert": "scales or caps"}
+EXACT = ("biogpt", "bloom", "falcon", "gemma", "gpt_neox", "codegen", "llama", "mllama")
+REFUSED = {"gemma2": "without a cap or a factor", "mpt": "unequal lengths", "bert": "more layers behind its last state",
+           "lfm2": "running state"}
 
 
 @pytest.mark.parametrize("kind", EXACT)

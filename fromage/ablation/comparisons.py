@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .measurements import LESS
+from .measurements import LESS, less_is_better
 from .sweep import LAST_LOSSES, Outcome
 from ..core.metrics import Estimate, group_numbers, holm
 from ..vist.retrieval import CONTEXTS
@@ -173,7 +173,7 @@ def judge(table: Mapping[str, Mapping[str, Sample]], claims: Sequence[Claim] = C
     found = []
     for claim in there:
         a, b = (table[name][metric] for name, metric in (claim.better, claim.worse))
-        found.append(compare(b, a) if claim.better[1].endswith(LESS) else compare(a, b))
+        found.append(compare(b, a) if less_is_better(claim.better[1]) else compare(a, b))
     return [Verdict(*parts) for parts in zip(there, found, holm([each.p_value for each in found]).tolist())] if found else []
 
 
@@ -196,7 +196,7 @@ def claims_text(verdicts: Sequence[Verdict]) -> str:
                        for answer, told in parts)
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #f73254d7
-HEADLINE = (FULL, SEARCH, "captions: nats a token" + LESS, "answers, corrected: MRR", MOST,
+HEADLINE = (FULL, SEARCH, NATS, "answers, corrected: MRR", MOST,
             "dialogue to image, 10 rounds, corrected: R@10", "naming, 2 shots: accuracy", "text alone: nats a token" + LESS)
 
 
@@ -205,7 +205,7 @@ def result_lines(table: Mapping[str, Mapping[str, Sample]], outcomes: Sequence[O
     lines, errors = [], {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for name in dict.fromkeys(outcome.name for outcome in outcomes):
         found = [table[name][metric] for metric in HEADLINE] if name in table else []
-        cells = [f"{estimate(each.values, each.groups):{'.2f' if LESS in metric else '.1f'}}"
+        cells = [f"{estimate(each.values, each.groups):{'.2f' if less_is_better(metric) else '.1f'}}"
                  for metric, each in zip(HEADLINE, found)]
         seeds = str(len(found[0].seeds)) if found else "0"
         lines.append([name, seeds, *(cells or [""] * len(HEADLINE)), errors.get(name, "")])

@@ -24,7 +24,7 @@ from joblib import Parallel, delayed
 from .measurements import LESS, Amounts, Items, Sources, measure, open_material
 from .networks import make_network
 from ..core.code import code_key
-from ..core.config import Config, change, flatten, resolve_path
+from ..core.config import NAMES_OF_CONTENT, Backbones, Config, change, flatten, resolve_path
 from ..core.records import hash_folder, hash_value, progress, write_json
 from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
@@ -86,7 +86,7 @@ def forget_peak() -> None:
 def pairs_of(config: Config, split: str, model: Fromage, tower: VisionTower, limit: int | None, first: int | None) -> Pairs:
     """The first pairs of a split, from the store of `limit` images."""
     store = load_split(config, split, tower, limit).store
-    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens, store.key, first)
+    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens, store.content, first)
 
 
 def train_task(task: Task, tower: VisionTower, folder: Path) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
     """What a training reads, and the key of what is measured on, for the networks that a configuration names."""
     names = config.backbones
     tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
-    stores = [load_split(config, split, tower, most).store.key
+    stores = [load_split(config, split, tower, most).store.content
               for split, most in (("train", limit), ("validation", config.data.validation_examples))]
     return ({"language model": network_key(names.language_model), "pairs": hash_value(stores)},
             open_material(tower, sources, config.data.features).key)
@@ -193,9 +193,9 @@ class Setting:
 
 def make_task(shared: Setting, name: str, config: Config, keys: tuple[dict[str, str], str]) -> Task:
     """The task of a variant's configuration, whose seed it has."""
-    fixed = {field: value for field, value in flatten(config).items() if field not in ("preset", "features")}
+    fixed = {field: value for field, value in flatten(config).items() if field != "preset" and field not in NAMES_OF_CONTENT}
     training = hash_value({"config": fixed, "data": keys[0], "code": code_key("model.training", "networks.splits")})
-    amounts = (shared.amounts, *[EVERYTHING] * (name in shared.full))
+    amounts = (shared.amounts, EVERYTHING) if name in shared.full else (shared.amounts,)
     measured = tuple(hash_value({"training": training, "amounts": asdict(each), "data": keys[1],
                                  "code": code_key("ablation.measurements")}) for each in amounts)
     return Task(name, config, shared.sources, amounts, training, measured, shared.base.data.train_examples, shared.folder)
@@ -204,20 +204,24 @@ def make_task(shared: Setting, name: str, config: Config, keys: tuple[dict[str, 
 def plan(shared: Setting, chosen: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], networks: str, steps: int,
          workers: int = 1) -> dict[tuple[str, int], Task | Failure]:
     """(variant, seed) -> its task, all variants of a seed before the next; makes the control networks that they name."""
-    configs = {(name, seed): attempt(partial(change, shared.base, **changes, seed=seed)) for seed in seeds
-               for name, changes in chosen.items()}
+    configs: dict[tuple[str, int], Config | Failure] = {
+        (name, seed): attempt(partial(change, shared.base, **changes, seed=seed))
+        for seed in seeds for name, changes in chosen.items()}
     named = {name for config in configs.values() if isinstance(config, Config)
              for name in (config.backbones.language_model, config.backbones.vision_model)}
     missing = [name for name in sorted(named) if name.startswith(f"{networks}/") and not resolve_path(name).is_dir()]
     list(in_parallel(workers, make_network, [(name, shared.base, steps) for name in missing]))  # a failure shows below
-    limit, keys, tasks = shared.base.data.train_examples, {}, {}
+    keys_of: dict[Backbones, tuple[dict[str, str], str] | Failure] = {}  # they depend on the networks
+    tasks: dict[tuple[str, int], Task | Failure] = {}
+    limit = shared.base.data.train_examples
     for (name, seed), config in configs.items():
-        if isinstance(config, Config):
-            if config.backbones not in keys:
-                keys[config.backbones] = attempt(data_keys, config, shared.sources, limit)
-            found = keys[config.backbones]
-            config = found if isinstance(found, Failure) else make_task(shared, name, config, found)
-        tasks[name, seed] = config
+        if isinstance(config, Failure):
+            tasks[name, seed] = config
+            continue
+        if config.backbones not in keys_of:
+            keys_of[config.backbones] = attempt(data_keys, config, shared.sources, limit)
+        keys = keys_of[config.backbones]
+        tasks[name, seed] = keys if isinstance(keys, Failure) else make_task(shared, name, config, keys)
     return tasks
 
 # %% ../../nbs/ablation/03_sweep.ipynb #d1be0422

@@ -26,6 +26,7 @@ from ..model.generation import Decoding, Reply
 from ..model.interleaving import Pieces, answer, finish
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import ImageIndex
+from ..networks.demands import longest_text
 from ..networks.splits import render_if_mini
 
 # %% ../../nbs/chat/02_conversation.ipynb #6c56cdf8
@@ -144,7 +145,7 @@ class Conversation:
     def prompt(self, dialogue: Dialogue, room: int, bare: bool = False) -> tuple[Prompt, int]:
         """The prompt of a dialogue that leaves `room` tokens for the reply, and how many exchanges it leaves out."""
         model = self.assistant.model
-        limit = getattr(model.language_model.config, "max_position_embeddings", 1 << 30) - room
+        limit = (longest_text(model.language_config) or 1 << 30) - room
 
         def build(pieces: list[str | Picture]) -> Prompt:
             ending = [""] * isinstance(pieces[-1], Picture)  # a text begins behind a last picture, as captions do

@@ -24,7 +24,7 @@ from ..core.records import hash_file
 from .layouts import Sidecars, list_shards, name_files
 from .pairs import Pairs, find_local, parse_caption, read_local
 from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, CaptionSource, Found,
-                                  ImageFolder, fail, list_files, read_inside, read_limited)
+                                  ImageFolder, fail, describe_file, describe_files, read_inside, read_limited)
 
 # %% ../../nbs/data/03_captions.ipynb #7d44e825
 def read_member(archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> tuple[str, bytes]:
@@ -97,7 +97,7 @@ class Shards(CaptionSource):
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
-        return (f"{name} {path.stat().st_size}" for path, name in zip(self.files, self.names))
+        return (describe_file(path, name) for path, name in zip(self.files, self.names))
 
 # %% ../../nbs/data/03_captions.ipynb #84a3245c
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -141,7 +141,7 @@ class CaptionTable(CaptionSource):
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
         yield hash_file(self.path)
-        yield from (f"{name} {size}" for name, size in list_files(self.images))
+        yield from describe_files(self.images)
 
 # %% ../../nbs/data/03_captions.ipynb #b125477a
 def basename(url: str) -> str:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
            'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'read_limited',
-           'read_image', 'resolve_inside', 'read_inside', 'list_files', 'ImageFolder']
+           'read_image', 'resolve_inside', 'read_inside', 'list_files', 'describe_file', 'describe_files',
+           'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
@@ -140,7 +141,7 @@ class CaptionSource:
 
     @property
     def key(self) -> str:
-        """SHA-256 that changes with the format and the files read, in hex."""
+        """SHA-256 that changes with the format and the names, sizes and times of change of the files read, in hex."""
         digest = hashlib.sha256(f"{self.form}\n".encode())
         for line in self.describe():
             digest.update(f"{line}\n".encode(errors="surrogateescape"))
@@ -205,7 +206,7 @@ def read_inside(folder: str | Path, name: str) -> bytes:
     """The bytes of the image `name` below `folder`; BadImage when it lies elsewhere or cannot be read."""
     return read_image(resolve_inside(folder, name))
 
-
+# %% ../../nbs/data/00_sources.ipynb #5c0ec300
 def list_files(folder: Path) -> Iterator[tuple[str, int]]:
     """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
@@ -214,6 +215,20 @@ def list_files(folder: Path) -> Iterator[tuple[str, int]]:
         for name in sorted(names):
             path = os.path.join(place, name)
             yield (inside / name).as_posix(), os.path.getsize(path) if os.path.isfile(path) else -1
+
+
+def describe_file(path: Path, name: str) -> str:
+    """A file's name, size and time of its last change, or that it is missing: a line of a source's key."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return f"{name} missing"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
+
+
+def describe_files(folder: Path) -> Iterator[str]:
+    """`describe_file` of all files below a folder."""
+    return (describe_file(folder / name, name) for name, _ in list_files(folder))
 
 # %% ../../nbs/data/00_sources.ipynb #198ec119
 class ImageFolder(CaptionSource):
@@ -231,4 +246,4 @@ class ImageFolder(CaptionSource):
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
-        return (f"{name} {size}" for name, size in list_files(self.path))
+        return describe_files(self.path)

@@ -9,7 +9,6 @@ __all__ = ['PLACES_ON_DISK', 'TELLING', 'CONTENT', 'WorldSizes', 'WorldPaths', '
 
 # %% ../../nbs/mini/06_rendering.ipynb #2dba23f8
 import ast
-import fcntl
 import inspect
 import io
 import json
@@ -21,6 +20,8 @@ import tarfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from filelock import FileLock
 
 import fromage.mini.language as language
 import fromage.mini.world as world
@@ -211,8 +212,7 @@ def ensure_world(folder: str | Path = "data/mini/rendered", sizes: WorldSizes = 
     """The rendered world in `folder`: rendered on first use (a minute), found at once afterwards."""
     paths, key = WorldPaths(resolve_path(folder)), world_key(sizes)
     paths.folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(paths.folder.with_name(f".{paths.folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(paths.folder.with_name(f".{paths.folder.name}.lock")):
         if paths.index.is_file() and json.loads(paths.index.read_text())["key"] == key:
             return paths
         begin, fresh = time.perf_counter(), WorldPaths(paths.folder.with_name(f".{paths.folder.name}.partial"))

@@ -23,6 +23,7 @@ from ..core.config import ConfigError, Section, setting
 from .model import (RET, Fromage, Vocabulary, embed_tokens, hidden_states, needs_all_layers,
                                  next_token_logits, project_text, run_language_model)
 from .prompts import Prompt, build_prompt, embed_prompts
+from ..networks.demands import cache_of, longest_text
 
 # %% ../../nbs/model/04_generation.ipynb #6e720a94
 class RoomyLayer(DynamicLayer):
@@ -58,7 +59,7 @@ class Decoder:
         self.model, self.all_layers, self.lengths = model, all_layers, batch.lengths
         self.mask = (torch.arange(batch.embeddings.shape[1], device=model.device) < batch.lengths[:, None]).long()
         output = run_language_model(model, batch.embeddings, use_cache=True, all_layers=all_layers)
-        make_room(output.past_key_values)
+        make_room(cache_of(output))
         self._keep(output, batch.lengths - 1)
 
     def feed(self, ids: Tensor) -> None:
@@ -71,7 +72,7 @@ class Decoder:
 
     def _keep(self, output: BaseModelOutputWithPast, places: Tensor) -> None:
         rows = torch.arange(len(places), device=places.device)
-        self.cache, last = output.past_key_values, output.last_hidden_state[rows, places]
+        self.cache, last = cache_of(output), output.last_hidden_state[rows, places]
         self.logits = next_token_logits(self.model, last)
         self.states = [state[rows, places] for state in hidden_states(self.model, output)] if self.all_layers else [last]
 
@@ -94,9 +95,10 @@ def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int,
 
 
 def stop_ids(model: Fromage) -> set[int]:
-    """Ids that end a text: `[RET]`, bos, eos and the end of a line."""
+    """Ids that end a text: `[RET]`, bos, eos and the end of a line, where the tokenizer has an id for it."""
     vocabulary = model.vocabulary
-    return {vocabulary.ret_id, vocabulary.bos_id, vocabulary.eos_id, vocabulary.encode("\n", bos=False)[-1]}
+    line_end = [token for token in vocabulary.encode("\n", bos=False)[-1:] if token != vocabulary.tokenizer.unk_token_id]
+    return {vocabulary.ret_id, vocabulary.bos_id, vocabulary.eos_id, *line_end}
 
 
 def generate_captions(model: Fromage, features: Tensor, max_tokens: int = 24, batch_size: int = 64) -> list[str]:
@@ -208,7 +210,7 @@ def end_reply(reply: Reply, vocabulary: Vocabulary, decoding: Decoding) -> None:
 def check_room(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
     """ValueError unless the longest prompt and the new tokens fit the model's positions."""
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
-    most = getattr(model.language_model.config, "max_position_embeddings", None)
+    most = longest_text(model.language_config)
     if not longest or min(len(prompt.ids) for prompt in prompts) == 0:
         raise ValueError("no prompt, or an empty one: allowed is at least one token")
     if most is not None and longest + max_new_tokens > most:

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens,
                                  hidden_states, needs_all_layers, output_bias, next_token_logits,
                                  project_text, run_language_model)
+from ..networks.demands import cache_of
 from ..networks.vocabularies import FrozenCrossEntropy, FrozenVocabulary
 
 # %% ../../nbs/model/01_losses.ipynb #3890f952
@@ -206,7 +207,7 @@ def pass_with_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tenso
     places, behind = part.rows.place.unique(return_inverse=True)
     states = caption.last_hidden_state.flatten(0, 1)[places]
     loss = vocabulary_cross_entropy(model, states, part.target, behind)
-    return loss, run_ret(model, caption.past_key_values, part.rows, part.lengths)
+    return loss, run_ret(model, cache_of(caption), part.rows, part.lengths)
 
 
 def pass_without_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tensor]]:

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .losses import split_passes
 from .model import Fromage, attention_mask, embed_tokens, output_bias, run_language_model
 from .prompts import Piece, Prompt, build_prompt, embed_prompt
+from ..networks.demands import cache_of, longest_text
 from ..networks.vocabularies import block_logits
 
 # %% ../../nbs/model/05_scoring.ipynb #844d91e0
@@ -116,14 +117,14 @@ class Context:
         if len(new):
             positions = torch.arange(length, len(prompt.ids), device=self.model.device)[None]
             output = run_language_model(self.model, new[None], self.cache, None, positions, use_cache=True)
-            self.cache, self.states = output.past_key_values, torch.cat([self.states, output.last_hidden_state[0]])
+            self.cache, self.states = cache_of(output), torch.cat([self.states, output.last_hidden_state[0]])
             self.tokens_read += len(new)
         return self
 
 
 def check_length(model: Fromage, length: int) -> None:
     """ValueError when a text of `length` tokens is longer than the model's positions."""
-    most = getattr(model.language_model.config, "max_position_embeddings", None)
+    most = longest_text(model.language_config)
     if most is not None and length > most:
         raise ValueError(f"a prompt with its longest candidate has {length} tokens; this language model takes {most}")
 

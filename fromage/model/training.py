@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FREE_TO_CHANGE', 'Pairs', 'make_pairs', 'epoch_order', 'step_rows', 'concatenates', 'joins_queries', 'learning_rate',
            'StepLosses', 'backward_losses', 'train_step', 'make_optimizer', 'embed_pairs', 'validate', 'Run',
-           'run_identity', 'record_validation', 'begin_run', 'fit']
+           'first_pairs', 'run_identity', 'record_validation', 'begin_run', 'fit']
 
 # %% ../../nbs/model/10_training.ipynb #5a8d1a71
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.config import Config, Training, flatten, resolve_path
+from ..core.config import NAMES_OF_CONTENT, Config, Training, flatten, resolve_path
 from ..core.folders import Hold
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
-from ..core.records import progress, to_plain
+from ..core.records import hash_value, progress, to_plain
 from ..core.tensors import CheckpointError, earlier, load_tensors
 from .checkpoint import copy_weights, differences, load_state, save_checkpoint, save_state
 from .generation import generate_captions
@@ -211,14 +212,21 @@ class Run:
         self.state_path.replace(self.closed_path)
 
 # %% ../../nbs/model/10_training.ipynb #e1b9af4e
-FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples"}
+FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples", *NAMES_OF_CONTENT}
 
 
-def run_identity(model: Fromage, pairs: Pairs, config: Config, begun_from: str = "") -> dict:
+def first_pairs(pairs: Pairs, count: int = 16) -> str:
+    """A hash of the first few pairs, in hex."""
+    rows = np.asarray(pairs.features[:count], np.float32)
+    return hash_value([hashlib.sha256(rows.tobytes()).hexdigest(), pairs.ids[:pairs.offsets[:count + 1][-1]]])
+
+
+def run_identity(model: Fromage, train: Pairs, validation: Pairs, config: Config, tower: str | None = None,
+                 begun_from: str = "") -> dict:
     """What a state must agree with to be continued; `begun_from` names the weights of `init_from`."""
     fixed = {name: value for name, value in flatten(config).items() if name not in FREE_TO_CHANGE}
-    return fixed | {"training pairs": [len(pairs), pairs.key], "init_from": begun_from,
-                    "language model weights": model.language_fingerprint}
+    return fixed | {"training pairs": [len(train), train.key, first_pairs(train)], "validation pairs": first_pairs(validation),
+                    "init_from": begun_from, "language model weights": model.language_fingerprint, "vision tower weights": tower}
 
 # %% ../../nbs/model/10_training.ipynb #0446099f
 def record_validation(run: Run, model: Fromage, pairs: Pairs, config: Config, tower_fingerprint: str | None) -> None:
@@ -250,7 +258,7 @@ def fit(model: Fromage, train: Pairs, validation: Pairs, config: Config, folder:
         tower_fingerprint: str | None = None, begun_from: str = "") -> Run:
     """Train for `config.training.steps`; continues an unfinished run in `folder` bit by bit unless `resume` is False."""
     training, optimizer = config.training, make_optimizer(model, config.training)
-    identity = run_identity(model, train, config, begun_from)
+    identity = run_identity(model, train, validation, config, tower_fingerprint, begun_from)
     with Hold(folder):
         run = begin_run(model, optimizer, identity, folder, resume, training.steps)
         bar = progress(range(run.step, training.steps), training.steps - run.step, "training")

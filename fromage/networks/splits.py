@@ -31,15 +31,17 @@ def places(path: str, form: str) -> set[Path]:
         return set()
 
 
-def check_apart(data: Data) -> None:
-    """ValueError where the training and the validation split read the same file, or one lies in the other's folder."""
-    train, validation = (places(getattr(data, f"{split}_captions"), getattr(data, f"{split}_form"))
-                         for split in ("train", "validation"))
+def check_apart(data: Data, **instead: tuple[str, str]) -> None:
+    """ValueError where the training and the validation split read the same file, or one lies in the other's folder.
+
+    `instead`: split -> (captions, form) that take the place of its own."""
+    named = {split: (getattr(data, f"{split}_captions"), getattr(data, f"{split}_form")) for split in ("train", "validation")}
+    train, validation = (places(*each) for each in (named | instead).values())
     shared = next((each for ours, others in ((train, validation), (validation, train)) for each in sorted(ours)
                    if others & {each, *each.parents}), None)
     if shared:
-        raise ValueError(f"train_captions = {data.train_captions!r} and validation_captions = {data.validation_captions!r} "
-                         f"both read {shared}; name each split's own files,"
+        told = " and ".join(f"{split}_captions = {captions!r}" for split, (captions, _) in (named | instead).items())
+        raise ValueError(f"{told} both read {shared}; name each split's own files,"
                          f" shards by a pattern like cc3m-train-{{0000..0575}}.tar")
 
 # %% ../../nbs/networks/03_splits.ipynb #50ab5e1e
@@ -59,13 +61,16 @@ def render_if_mini(path: str) -> None:
         ensure_world()
 
 
-def open_split(config: Config, split: str) -> CaptionSource:
-    """The captioned images of `train` or `validation`."""
+def open_split(config: Config, split: str, captions: str | None = None, form: str | None = None, images: str | None = None,
+               apart: bool = True) -> CaptionSource:
+    """The captioned images of `train` or `validation`, or others in their place; `apart` False: no training reads them."""
     if split not in ("train", "validation"):
         raise ValueError(f"split = {split!r}: allowed is train, validation")
-    path, form, images = (getattr(config.data, f"{split}_{part}") for part in ("captions", "form", "images"))
+    own = (getattr(config.data, f"{split}_{part}") for part in ("captions", "form", "images"))
+    path, form, images = (given or ours for given, ours in zip((captions, form, images), own))
     render_if_mini(path)
-    check_apart(config.data)
+    if apart:
+        check_apart(config.data, **{split: (path, form)})
     return open_captions(path, form, images)
 
 

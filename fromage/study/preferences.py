@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core.metrics import Estimate, bootstrap, holm, paired_difference
+from .answers import labelled_systems
 
 # %% ../../nbs/study/07_preferences.ipynb #0ad2b48c
 def score_answers(answers: pd.DataFrame, systems: Sequence[str], criterion: str) -> pd.DataFrame:
@@ -24,9 +25,10 @@ def score_answers(answers: pd.DataFrame, systems: Sequence[str], criterion: str)
     rows = np.full((len(own), len(systems)), np.nan)
     for row, (shown, side) in enumerate(zip(own["systems"].map(json.loads), own["side"])):
         for place, label in enumerate(shown):
-            for system in label.split(" = "):
-                share = 100 / len(shown) if side < 0 else 100.0 * (place == side)
-                rows[row, systems.index(system)] = share / len(label.split(" = "))
+            share = 100 / len(shown) if side < 0 else 100.0 * (place == side)
+            authors = labelled_systems(label)  # several where they wrote the same: they share what it got
+            for system in authors:
+                rows[row, systems.index(system)] = share / len(authors)
     return own[["story", "rater"]].reset_index(drop=True).join(pd.DataFrame(rows, columns=list(systems)))
 
 

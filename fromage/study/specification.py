@@ -92,6 +92,8 @@ def fill_section(kind: type[Section], values: Any, where: str = "") -> Section:
 
 def make_specification(values: Mapping[str, Any]) -> Specification:
     """A specification from plain values, as a TOML or JSON file holds them."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"specification = {values!r}: allowed is a table with name, systems, criteria and so on")
     values, criteria = dict(values), values.get("criteria")
     if isinstance(criteria, (list, tuple)):
         values["criteria"] = tuple(fill_section(Criterion, each, f"criteria[{place}].") for place, each in enumerate(criteria))

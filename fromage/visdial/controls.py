@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE', 'NOTHING', 'OTHER', 'WORDS', 'PLACES', 'FREQUENT', 'KIND', 'COMPARED', 'score_places', 'question_kind',
-           'prior_scores', 'compare_places', 'verdict', 'answer_finding']
+           'prior_scores', 'compare_places']
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a003
 from collections import Counter
@@ -84,23 +84,3 @@ def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[Dialogu
             differences[f"NDCG, {IMAGE} - {name}"] = paired_difference(
                 image.ndcg, each.ndcg, image.ndcg_groups, seed, samples)
     return table, differences
-
-# %% ../../nbs/visdial/04_controls.ipynb #b0c0a016
-def verdict(difference: Estimate) -> str:
-    """What an interval says about the difference that it holds."""
-    return "above" if difference.low > 0 else "below" if difference.high < 0 else "not told apart from"
-
-
-def answer_finding(table: Mapping[str, Mapping[str, Estimate]], differences: Mapping[str, Comparison],
-                   published: Estimate) -> str:
-    """Whether the image bears on the answers, in words, from `compare_places` and the published protocol's MRR."""
-    def rank(name: str) -> str:
-        return f"{table[name]['MRR']:.1f}"
-
-    def against(name: str) -> str:
-        difference = differences[f"MRR, {IMAGE} - {name}"].difference
-        return f"{verdict(difference)} that with {name} ({rank(name)}; difference {difference:+.1f})"
-
-    return (f"**With the image the right answer has an MRR of {rank(IMAGE)}: {against(NOTHING)}, {against(OTHER)}, "
-            f"{against(WORDS)}.** Without a model, the {KIND} gives {rank(KIND)}. By the published "
-            f"protocol the same model has {published:.1f}.")

@@ -8,14 +8,14 @@ __all__ = ['ROUNDS', 'OPTIONS', 'COCO', 'Round', 'Dialogue', 'look_up', 'read_ro
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #b6c3bfe2
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.config import resolve_path
-from ..data.sources import BadExample, CaptionSource, Found, Problems, fail, read_inside
+from ..core.boundaries import boundary, check_shape, read_json
+from ..data.sources import BadExample, CaptionSource, Found, describe_file, Problems, fail, read_inside
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #ddb7765e
 ROUNDS, OPTIONS = 10, 100
@@ -93,12 +93,9 @@ class DialogueSet:
 
 def load_json(path: Path) -> Any:
     """A file's JSON; ValueError names a file that is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; expected is VisDial's json") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected is VisDial's json")
+    return read_json(path, object, "VisDial's json")
 
 
 def read_dense(entries: Any, known: set[int], problems: Problems) -> dict[tuple[int, int], list[float]]:
@@ -108,7 +105,7 @@ def read_dense(entries: Any, known: set[int], problems: Problems) -> dict[tuple[
         problems.n_total += 1
         about = {"relevance": None, **entry} if isinstance(entry, dict) else {"relevance": None}
         image, at, values = about.get("image_id"), about.get("round_id"), about.get("gt_relevance", about["relevance"])
-        if image not in known:
+        if not isinstance(image, int) or image not in known:
             reason = "no dialogue with this image"
         elif not isinstance(at, int) or not 1 <= at <= ROUNDS:
             reason = f"round_id outside 1 to {ROUNDS}"
@@ -128,13 +125,11 @@ def read_dialogues(path: str | Path, dense: str | Path | None = None) -> Dialogu
     """VisDial's json and its dense annotations; a dialogue that cannot be used is counted by reason."""
     paths = [resolve_path(name) for name in (path, dense) if name is not None]
     content, *annotations = [load_json(each) for each in paths]
-    try:
-        data, split = content["data"], str(content["split"] if content.get("version") != "0.9" else content.get("split", ""))
-        entries, questions, answers = data["dialogs"], data["questions"], data["answers"]
-        problems, dense_problems, found = Problems(n_total=len(entries)), Problems(), {}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{paths[0]}: not VisDial's 1.0 or 0.9 json, which has split and data.dialogs, questions, answers "
-                         f"({type(error).__name__}: {error})") from None
+    with boundary(paths[0], "VisDial's 1.0 or 0.9 json: split, and data with dialogs, questions, answers"):
+        check_shape(content, {"split?": str, "data": {"dialogs": [object], "questions": [object], "answers": [object]}})
+        split = content.get("split", "") if content.get("version") == "0.9" else content["split"]
+    entries, questions, answers = (content["data"][name] for name in ("dialogs", "questions", "answers"))
+    problems, dense_problems, found = Problems(n_total=len(entries)), Problems(), {}
     for place, entry in enumerate(entries):
         try:
             dialogue = read_dialogue(entry, questions, answers, split.startswith("test"))
@@ -186,5 +181,4 @@ class DialogueImages(CaptionSource):
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
         for name in self.names.values():
-            path = self.path / name
-            yield f"{name} {path.stat().st_size if path.is_file() else 'missing'}"
+            yield describe_file(self.path / name, name)

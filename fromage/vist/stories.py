@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.config import resolve_path
+from ..core.boundaries import read_json
 from ..core.records import hash_file
 from ..data.pairs import find_local, read_local
-from ..data.sources import CaptionSource, Found, list_files
+from ..data.sources import CaptionSource, Found, describe_files, list_files
 
 # %% ../../nbs/vist/00_stories.ipynb #0b66b08c
 STORY_LENGTH, ORDERS = 5, ("annotation", "story")
@@ -45,19 +46,14 @@ class StoryFile:
 # %% ../../nbs/vist/00_stories.ipynb #d37e3067
 def load_annotations(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Images and annotations of a story-in-sequence file; StoryError names what is not as it should be."""
-    wanted = "allowed is VIST's *.story-in-sequence.json: {images: [{id}], annotations: [[{story_id, text, ...}]]}"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        images, annotations = values["images"], values["annotations"]
-        single = all(isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], dict) for entry in annotations)
-    except FileNotFoundError:
-        raise StoryError(f"{path}: no such file; {wanted}") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoryError(f"{path}: {type(error).__name__} {error}; {wanted}") from None
+    wanted = "VIST's *.story-in-sequence.json: {images: [{id}], annotations: [[{story_id, text, ...}]]}"
+    values = read_json(path, {"images": [object], "annotations": [object]}, wanted, StoryError)
+    images, annotations = values["images"], values["annotations"]
+    single = all(isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], dict) for entry in annotations)
     if not single or not all(isinstance(image, dict) and "id" in image for image in images):
-        raise StoryError(f"{path}: an annotation is not a list of one, or an image has no id; {wanted}")
+        raise StoryError(f"{path}: an annotation is not a list of one, or an image has no id; allowed is {wanted}")
     if not annotations:
-        raise StoryError(f"{path}: holds no annotation; {wanted}")
+        raise StoryError(f"{path}: holds no annotation; allowed is {wanted}")
     return images, [entry[0] for entry in annotations]
 
 
@@ -112,4 +108,4 @@ class StoryImages(CaptionSource):
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
         yield hash_file(self.path)
-        yield from (f"{name} {size}" for name, size in list_files(self.images))
+        yield from describe_files(self.images)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'CONDITIONS', 'HUMAN', 'DECODINGS', 'Condition', 'story_pieces', 'Telling', 'written_by', 'human_telling',
-           'first_sentence', 'write_sentences', 'Teller', 'tell_stories', 'save_tellings', 'as_tuples', 'load_tellings']
+           'first_sentence', 'write_sentences', 'Teller', 'Written', 'model_telling', 'tell_stories', 'save_tellings',
+           'as_tuples', 'load_tellings']
 
 # %% ../../nbs/vist/02_telling.ipynb #e852c478
 import json
@@ -81,9 +82,10 @@ def written_by(models: Sequence[str], conditions: Sequence[str], decodings: Sequ
 
 def human_telling(story: Story, whole: bool = False) -> Telling:
     """The control: what a person wrote."""
-    wrote = STORY_LENGTH if whole else 1
-    return Telling(story.id, story.album, f"{HUMAN}, whole story" if whole else HUMAN, HUMAN, "", HUMAN, {}, story.images,
-                   story.captions, story.captions, wrote, (), (), (), (), ())
+    return Telling(
+        story=story.id, album=story.album, images=story.images, human=story.captions, sentences=story.captions,
+        system=f"{HUMAN}, whole story" if whole else HUMAN, model=HUMAN, checkpoint="", condition=HUMAN, decoding={},
+        wrote=STORY_LENGTH if whole else 1, given=(), prompts=(), raw=(), ended=(), seeds=())
 
 # %% ../../nbs/vist/02_telling.ipynb #7128b777
 def first_sentence(text: str) -> str:
@@ -115,6 +117,25 @@ class Teller:
     checkpoint: str = ""
 
 
+@dataclass(frozen=True)
+class Written:
+    """A sentence that a model wrote: after what, the prompt token by token, the reply, its end, the seed if drawn."""
+    given: tuple[str, ...]
+    prompt: str
+    raw: str
+    ended: str
+    seed: int | None
+
+
+def model_telling(story: Story, told: Sequence[str], written: Sequence[Written], **made: str | dict) -> Telling:
+    """The line of a story told by a model: all its sentences, those that it wrote, and how they were made."""
+    return Telling(
+        story=story.id, album=story.album, images=story.images, human=story.captions, sentences=tuple(told),
+        wrote=len(written), given=tuple(each.given for each in written), prompts=tuple(each.prompt for each in written),
+        raw=tuple(each.raw for each in written), ended=tuple(each.ended for each in written),
+        seeds=tuple(each.seed for each in written if each.seed is not None), **made)
+
+# %% ../../nbs/vist/02_telling.ipynb #7e11a014
 def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: str, seed: int = 0) -> list[Telling]:
     """Every story of a set under a condition, decoded greedily or sampled; names as in CONDITIONS and DECODINGS."""
     if condition not in CONDITIONS or decoding not in DECODINGS:
@@ -124,22 +145,18 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
     images: list[list[Tensor]] = [[stories.features[row] for row in places] for places in stories.places]
     told = [list(story.captions[:rules.given]) for story in stories.stories]
     names = [[f"<image {name}>" for name in story.images] for story in stories.stories]
-    given, prompts, raw, ended, seeds = ([[] for _ in told] for _ in range(5))
+    written: list[list[Written]] = [[] for _ in told]
     for number in progress(range(rules.given, STORY_LENGTH), label=f"{condition}, {decoding}"):
         pieces = [story_pieces(rules, *both) for both in zip(told, images)]
-        for row, words in enumerate(story_pieces(rules, *both) for both in zip(told, names)):
-            given[row].append(tuple(words))
+        given = [tuple(story_pieces(rules, *both)) for both in zip(told, names)]
         drawn = replace(settings, seed=settings.seed + count * (number - rules.given))
         for row, (prompt, reply) in enumerate(write_sentences(teller.model, pieces, drawn)):
             told[row].append(first_sentence(reply.text))
-            prompts[row].append(prompt)
-            raw[row].append(reply.text)
-            ended[row].append(reply.ended)
-            seeds[row] += [drawn.seed + row] * (drawn.temperature > 0)
-    system = f"{teller.name}, {condition}, {decoding}"
-    return [Telling(story.id, story.album, system, teller.name, teller.checkpoint, condition, asdict(settings) | {"row": row},
-                    story.images, story.captions, tuple(told[row]), STORY_LENGTH - rules.given, tuple(given[row]),
-                    tuple(prompts[row]), tuple(raw[row]), tuple(ended[row]), tuple(seeds[row]))
+            seed = drawn.seed + row if drawn.temperature > 0 else None
+            written[row].append(Written(given[row], prompt, reply.text, reply.ended, seed))
+    made = {"system": f"{teller.name}, {condition}, {decoding}", "model": teller.name, "checkpoint": teller.checkpoint,
+            "condition": condition}
+    return [model_telling(story, told[row], written[row], decoding=asdict(settings) | {"row": row}, **made)
             for row, story in enumerate(stories.stories)]
 
 # %% ../../nbs/vist/02_telling.ipynb #0602cb23
