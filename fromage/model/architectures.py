@@ -9,11 +9,10 @@ __all__ = ['SIZES', 'UNSET', 'ROPE', 'EXPERTS', 'KINDS', 'tiny_sizes', 'tiny_con
 # %% ../../nbs/model/08_architectures.ipynb #36c00002
 import copy
 import inspect
-import json
 import re
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -151,17 +150,15 @@ def describe(outcomes: list[Outcome]) -> str:
 
 
 def report(folder: str = "reports") -> None:
-    """Try every kind and write `conformance.json` and `conformance.md` into a folder."""
+    """Try every kind and write `conformance.md` into a folder."""
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     outcomes = []
     for kind in causal_kinds():
         outcomes.append(try_kind(kind))
         print(f"{kind}: {outcomes[-1].outcome} {outcomes[-1].reason}", flush=True)
-    texts = {"md": describe(outcomes), "json": json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"}
-    for ending, text in texts.items():
-        with atomic_path(resolve_path(folder) / f"conformance.{ending}") as path:
-            path.write_text(text)
+    with atomic_path(resolve_path(folder) / "conformance.md") as path:
+        path.write_text(describe(outcomes))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.model.architectures`, not this notebook
