@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BoundaryError', 'Misshapen', 'describe_error', 'boundary', 'name_shape', 'check_shape', 'fits_type', 'read_json',
-           'check_replaceable']
+           'check_replaceable', 'check_finite']
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00003
 import json
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00006
 class BoundaryError(ValueError):
@@ -106,3 +108,13 @@ def check_replaceable(*paths: Path, kind: type[Exception] = BoundaryError) -> No
     for path in paths:
         if path.exists() and not path.is_file():
             raise kind(f"{path}: is no file but a folder; allowed is a file, or nothing; name another output, or move it away")
+
+# %% ../../nbs/core/13_boundaries.ipynb #10b00011
+def check_finite(rows: Any, place: str | Path, first: int = 0, kind: type[Exception] = BoundaryError) -> None:
+    """`kind` for the first of `rows` (N, ...), an array or a tensor on the CPU, that is not finite; `first` is the number of
+    the first one in `place`."""
+    for start in range(0, len(rows), 16384):
+        part = np.asarray(rows[start:start + 16384])
+        fine = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        if not fine.all():
+            raise kind(f"{place}: row {first + start + int(fine.argmin())} holds NaN or infinity; allowed are finite numbers")
