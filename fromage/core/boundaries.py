@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BoundaryError', 'Misshapen', 'describe_error', 'boundary', 'name_shape', 'check_shape', 'fits_type', 'read_json',
-           'check_replaceable', 'check_finite']
+           'check_replaceable', 'check_finite', 'TextColumn']
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00003
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,24 @@ def check_finite(rows: Any, place: str | Path, first: int = 0, kind: type[Except
         fine = np.isfinite(part).reshape(len(part), -1).all(axis=1)
         if not fine.all():
             raise kind(f"{place}: row {first + start + int(fine.argmin())} holds NaN or infinity; allowed are finite numbers")
+
+# %% ../../nbs/core/13_boundaries.ipynb #5c0ec1b3
+class TextColumn(Sequence):
+    """One field of a file of JSON lines as a sequence of texts, read from disk when asked for."""
+
+    def __init__(self, lines: np.ndarray, offsets: np.ndarray, field: str, path: str | Path):
+        self.lines, self.offsets = lines, offsets  # bytes of the file; (N + 1,) starts of its lines
+        self.field, self.path = field, path
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index = int(index) % len(self)
+        with boundary(self.path, f"a line with {self.field} of row {index}"):
+            row = json.loads(self.lines[self.offsets[index]:self.offsets[index + 1]].tobytes())
+            return check_shape(row, {self.field: str})[self.field]

@@ -143,7 +143,9 @@ def make_optimizer(model: Fromage, training: Training) -> torch.optim.AdamW:
 # %% ../../nbs/model/10_training.ipynb #1375101a
 @torch.no_grad()
 def embed_pairs(model: Fromage, pairs: Pairs, batch_size: int = 256) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Text and image embeddings, each (N, q) on the CPU, and each caption's mean token loss (N,), all of them finite."""
+    """Text and image embeddings, each (N, q) on the CPU, and each caption's mean token loss (N,).
+
+    ValueError for the first feature or embedding that is not finite."""
     texts, images, losses = [], [], []
     for start in range(0, len(pairs), batch_size):
         batch = pairs.batch(range(start, min(start + batch_size, len(pairs))))
