@@ -25,12 +25,12 @@ from .measurements import LESS, Amounts, Items, Sources, measure, open_material
 from .networks import make_network
 from ..core.code import code_key
 from ..core.config import NAMES_OF_CONTENT, Backbones, Config, change, flatten, resolve_path
+from ..core.folders import locked
 from ..core.records import hash_folder, hash_value, progress, write_json
 from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
 from ..model.training import Pairs, fit, make_pairs
 from ..networks.backbones import VisionTower, load_vision_tower
-from ..networks.features import locked
 from ..networks.splits import load_split
 
 # %% ../../nbs/ablation/03_sweep.ipynb #a91c04a7

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['BoundaryError', 'Misshapen', 'describe_error', 'boundary', 'name_shape', 'check_shape', 'fits_type', 'read_json',
-           'check_replaceable']
+           'check_replaceable', 'check_finite', 'TextColumn']
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00003
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00006
 class BoundaryError(ValueError):
@@ -106,3 +108,34 @@ def check_replaceable(*paths: Path, kind: type[Exception] = BoundaryError) -> No
     for path in paths:
         if path.exists() and not path.is_file():
             raise kind(f"{path}: is no file but a folder; allowed is a file, or nothing; name another output, or move it away")
+
+# %% ../../nbs/core/13_boundaries.ipynb #10b00011
+def check_finite(rows: Any, place: str | Path, first: int = 0, kind: type[Exception] = BoundaryError) -> None:
+    """`kind` for the first of `rows` (N, ...), an array or a tensor on the CPU, that is not finite; `first` is the number of
+    the first one in `place`."""
+    for start in range(0, len(rows), 16384):
+        part = np.asarray(rows[start:start + 16384])
+        fine = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        if not fine.all():
+            raise kind(f"{place}: row {first + start + int(fine.argmin())} holds NaN or infinity; allowed are finite numbers")
+
+# %% ../../nbs/core/13_boundaries.ipynb #5c0ec1b3
+class TextColumn(Sequence):
+    """One field of a file of JSON lines as a sequence of texts, read from disk when asked for."""
+
+    def __init__(self, lines: np.ndarray, offsets: np.ndarray, field: str, path: str | Path):
+        self.lines, self.offsets = lines, offsets  # bytes of the file; (N + 1,) starts of its lines
+        self.field, self.path = field, path
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index = int(index) % len(self)
+        with boundary(self.path, f"a line with {self.field} of row {index}"):
+            row = json.loads(self.lines[self.offsets[index]:self.offsets[index + 1]].tobytes())
+            return check_shape(row, {self.field: str})[self.field]

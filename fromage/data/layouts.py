@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet_files
 
+from ..core.boundaries import boundary
 from ..core.config import resolve_path
 
 # %% ../../nbs/data/01_layouts.ipynb #3a0f1c06
@@ -61,8 +62,8 @@ INSTEAD = {".tar.gz": "tars in gzip; unpack them with gunzip", ".tgz": "tars in 
 
 
 def check_plain(path: Path) -> None:
-    """ValueError where a file is compressed or of another kind than tar, with what to do."""
-    with open(path, "rb") as stream:
+    """ValueError where a file cannot be read, is compressed or of another kind than tar, with what to do."""
+    with boundary(path, "a tar that can be read"), open(path, "rb") as stream:
         start = stream.read(8)
     for magic, what in MAGIC.items():
         if start.startswith(magic):

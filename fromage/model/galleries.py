@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ..core.boundaries import boundary, check_shape
 from ..core.config import resolve_path
 from ..core.records import atomic_path, hash_file, hash_value, portable_path, progress
-from ..core.tensors import load_tensors, save_tensors
+from ..core.tensors import CheckpointError, load_tensors, save_tensors
 from ..data.sources import CaptionSource, ImageFolder, decode_image
 from .checkpoint import Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery, load_tower
 from .model import TwoLayerMap
@@ -57,17 +58,24 @@ def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None, ver
     `verify` False leaves sums out."""
     path = resolve_path(path)
     tensors, header = load_tensors(path, "image index", verify)
+    with boundary(path, "an image index as save_index writes it", CheckpointError):
+        check_shape(header, {"checkpoint": str, "table": str})
+        embeddings = check_shape(tensors, {"embeddings": Tensor})["embeddings"]
     table = path.with_suffix(".tsv")
     if not table.is_file() or hash_file(table) != header["table"]:
         reason = "another table" if table.is_file() else "no such file"
         raise ValueError(f"{table}: {reason}; the table written with {path.name} is needed")
-    columns = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
     key = checkpoint_key(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
     if key is not None and header["checkpoint"] != key:
         raise ValueError(f"{path}: an index of another checkpoint ({header['checkpoint'][:12] or 'unknown'}) than the one loaded "
                          f"({key[:12]}); make it again with index_folder")
-    paths = columns["path"].tolist()
-    return ImageIndex(columns["id"].tolist(), tensors["embeddings"], paths if any(paths) else [], header["checkpoint"])
+    with boundary(table, "a table of ids and paths, one row for each embedding", CheckpointError):
+        columns = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+        ids, paths = columns["id"].tolist(), columns["path"].tolist()
+        if embeddings.ndim != 2 or len(ids) != len(embeddings):
+            raise ValueError(f"{len(ids)} rows for embeddings of shape {tuple(embeddings.shape)} in {path.name}")
+    with boundary(path, "an index of finite embeddings", CheckpointError):
+        return ImageIndex(ids, embeddings, paths if any(paths) else [], header["checkpoint"])
 
 # %% ../../nbs/model/11_galleries.ipynb #c40dfad3
 def index_folder(folder: str | Path, checkpoint: str | Path | Checkpoint, output: str | Path, dtype: torch.dtype = torch.float16,

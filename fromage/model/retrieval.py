@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.boundaries import check_finite
 from .model import (RET, Fromage, hidden_states, needs_all_layers, project_text,
                                  run_language_model)
 from .prompts import Prompt, build_prompt, embed_prompts
@@ -66,6 +67,7 @@ class ImageIndex:
         if len(self.ids) != len(self.embeddings) or len(self.paths) not in (0, len(self.ids)):
             found = f"{len(self.ids)} ids, {len(self.paths)} paths, {len(self.embeddings)} embeddings"
             raise ValueError(f"{found}: allowed is as many of each")
+        check_finite(self.embeddings, "the index's embeddings")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,9 +86,10 @@ class ImageIndex:
 
 # %% ../../nbs/model/03_retrieval.ipynb #18fd650b
 def check_search(index: ImageIndex, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None) -> None:
-    """ValueError for queries of another width, as many exclusions, or more images than are left."""
+    """ValueError for queries of another width or not finite, as many exclusions, or more images than are left."""
     if queries.ndim != 2 or not len(queries) or queries.shape[1] != index.embeddings.shape[1]:
         raise ValueError(f"queries of shape {tuple(queries.shape)}: allowed is (at least 1, {index.embeddings.shape[1]})")
+    check_finite(queries.detach(), "queries")
     if exclude is not None and len(exclude) != len(queries):
         raise ValueError(f"{len(exclude)} lists of excluded rows for {len(queries)} queries: allowed is one for each")
     left = len(index) - max((len(set(rows)) for rows in exclude or ()), default=0)

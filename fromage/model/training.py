@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.boundaries import check_finite, check_replaceable
 from ..core.config import NAMES_OF_CONTENT, Config, Training, flatten, resolve_path
 from ..core.folders import Hold
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
@@ -41,6 +42,10 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def name(self) -> str:
+        """The file of the features where they are mapped from one, for messages."""
+        return str(getattr(self.features, "filename", None) or "features")
 
     def batch(self, numbers: Sequence[int]) -> CaptionBatch:
         """The pairs of these row numbers."""
@@ -138,14 +143,20 @@ def make_optimizer(model: Fromage, training: Training) -> torch.optim.AdamW:
 # %% ../../nbs/model/10_training.ipynb #1375101a
 @torch.no_grad()
 def embed_pairs(model: Fromage, pairs: Pairs, batch_size: int = 256) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Text and image embeddings, each (N, q) on the CPU, and each caption's mean token loss (N,)."""
+    """Text and image embeddings, each (N, q) on the CPU, and each caption's mean token loss (N,).
+
+    ValueError for the first feature or embedding that is not finite."""
     texts, images, losses = [], [], []
     for start in range(0, len(pairs), batch_size):
-        batch = pairs.batch(range(start, min(start + batch_size, len(pairs)))).to(model.device)
+        batch = pairs.batch(range(start, min(start + batch_size, len(pairs))))
+        check_finite(batch.features, pairs.name(), start)
+        batch = batch.to(model.device)
         texts.append(retrieval_pass(model, batch).text.cpu())
         images.append(project_images(model, batch.features).cpu())
         weight = (batch.lengths.sum() - len(batch.lengths)).item()
         losses.append((sum(part.item() for part in caption_losses(model, batch)), weight))
+    for name, rows in (("text", texts), ("image", images)):
+        check_finite(torch.cat(rows), f"the model's {name} embeddings of {pairs.name()}")
     return torch.cat(texts), torch.cat(images), np.array(losses)
 
 
@@ -240,6 +251,7 @@ def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, 
               steps: int) -> Run:
     """A new run, unless `resume` is set and `folder` holds one that was not closed, or a closed one of fewer steps."""
     run = Run(resolve_path(folder))
+    check_replaceable(run.best_path, run.state_path, run.closed_path, kind=CheckpointError)
     if not resume:
         run.forget()
     elif run.state_path.is_file():
