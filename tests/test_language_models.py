@@ -1,19 +1,24 @@
 """Language models and tokenizers as users have them: exact, or refused in one line that names the cause."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from fromage.core.config import Training
 from fromage.model.architectures import tiny_config, tiny_model
 from fromage.model.conformance import check_model, examine, plain_logits, training_distance
+from fromage.model.generation import Decoding, check_room, generate, generate_captions, stop_ids
+from fromage.model.losses import make_batch
 from fromage.model.model import Fromage
-from fromage.model.prompts import Prompt
+from fromage.model.prompts import Prompt, build_prompt
+from fromage.model.training import make_optimizer, train_step
 from fromage.networks.backbones import BackboneError, freeze, load_language_model
-from fromage.networks.demands import count_ids
+from fromage.networks.demands import count_ids, longest_text
 from fromage.networks.stand_ins import stand_in_language_model, stand_in_tokenizer
 
 
@@ -105,3 +110,53 @@ def test_half_precision_hides_no_fault(kind: str, exact: bool, dtype: torch.dtyp
         assert not exact, reason
     else:
         assert exact
+
+
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As BERT has it: words in pieces, white space only between them, so that a newline has no id at all."""
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "red", "car", "##s", "a", "q", ":", "what", "is", "it", "?"]
+    tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]")
+
+
+def test_a_tokenizer_whose_newline_has_no_id_trains_and_answers() -> None:
+    """WordPiece drops a newline: texts end at [RET], bos or eos, captions are made, a step is taken."""
+    tokenizer = wordpiece_tokenizer()
+    assert tokenizer("\n", add_special_tokens=False).input_ids == []
+    torch.manual_seed(0)
+    model = Fromage(freeze(AutoModelForCausalLM.from_config(tiny_config("llama", len(tokenizer))), "cpu"), tokenizer, 24).eval()
+    check_model(model)
+    vocabulary = model.vocabulary
+    assert stop_ids(model) == {vocabulary.ret_id, vocabulary.bos_id, vocabulary.eos_id}
+    captions = [[vocabulary.bos_id, *vocabulary.encode(text, bos=False), vocabulary.ret_id] for text in ("a red car", "red cars")]
+    batch, training = make_batch(captions, torch.randn(2, 24)), Training(batch_size=2)
+    losses = train_step(model, make_optimizer(model, training), batch, False, training)
+    assert 0 < losses.total < 1000
+    assert len(generate_captions(model, batch.features, max_tokens=6)) == 2
+    reply, = generate(model, [build_prompt(model, ["Q: what is it?\nA:"])], Decoding(max_new_tokens=4))
+    assert "\n" not in reply.text
+
+
+def test_a_text_longer_than_mpt_takes_is_refused_in_one_line() -> None:
+    """MPT calls its limit `max_seq_len`; a model of its kind is refused at loading too, since its batches are not exact."""
+    tokenizer = stand_in_tokenizer()
+    model = Fromage(tiny_model("mpt", len(tokenizer)), tokenizer, 24).eval()
+    most = longest_text(model.language_config)
+    assert most == model.language_config.max_seq_len
+    prompt = Prompt([number % 50 for number in range(most)], [])
+    with pytest.raises(ValueError, match=f"this language model takes {most} in all"):
+        check_room(model, [prompt], 1)
+    with pytest.raises(BackboneError):
+        check_model(model)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_nothing_deprecated_is_called(kind: str) -> None:
+    """Loading, scoring, decoding and a step of training, as the check does them all, without a warning of transformers."""
+    model = Fromage(*stand_in_language_model(kind), 24).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        assert all(finding.passed for finding in examine(model))
