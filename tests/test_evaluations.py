@@ -38,7 +38,7 @@ def test_heavy_work_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("kind, message", [
-    ("no file", "no such file"), ("other json", "KeyError 'images'"), ("no story", "holds no annotation"),
+    ("no file", "no such file"), ("other json", "images is missing; allowed is a list"), ("no story", "holds no annotation"),
     ("four images", "has 4 images; allowed is 5"), ("no folder", "no such file or folder")])
 def test_bad_stories(world: WorldPaths, tmp_path: Path, kind: str, message: str) -> None:
     whole, path, given = json.loads(world.vist_json.read_text()), tmp_path / "stories.json", {}
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_tower(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind, message", [
-    ("no file", "no such file"), ("other json", "not VisDial's 1.0 json"), ("no dialogue", "none of its 0 dialogues"),
+    ("no file", "no such file"), ("other json", "allowed is an object with dialogs, questions, answers"), ("no dialogue", "none of its 0 dialogues"),
     ("test split", "hides answers"), ("dense", "which are a list"), ("answered", "answered = 0")])
 def test_bad_dialogues(world: WorldPaths, tmp_path: Path, kind: str, message: str) -> None:
     whole, path = json.loads(world.visdial_json.read_text()), tmp_path / "dialogues.json"

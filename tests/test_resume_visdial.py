@@ -28,7 +28,7 @@ from fromage.visdial.answers import score_answers
 def run(folder, output):
     dialogues = read_dialogues(WorldPaths(Path(folder)).visdial_json).dialogues
     ids = [str(each.image_id) for each in dialogues]
-    store = FeatureStore(Path("."), np.random.default_rng(0).normal(size=(len(ids), 24)), ids, [""] * len(ids), {}, {}, "")
+    store = FeatureStore(Path("."), np.random.default_rng(0).normal(size=(len(ids), 24)), ids, [""] * len(ids), {}, {}, "", "")
     torch.manual_seed(0)
     model = Fromage(*stand_in_language_model("llama", seed=0), 24)
     with Journal(f"{output}.jsonl", {"model": 0}) as journal:

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.config import resolve_path
 from ..core.records import atomic_path
-from .conformance import BOUNDS, examine
+from .conformance import examine
 from .model import Fromage
 from ..networks.backbones import freeze
 from ..networks.stand_ins import stand_in_tokenizer
@@ -128,7 +128,7 @@ def try_kind(kind: str) -> Outcome:
     except Exception as error:
         return Outcome(kind, "refused", first_line(error))
     findings = examine(model)
-    if findings[-1].distance > BOUNDS[torch.float32]:
+    if not findings[-1].passed:
         return Outcome(kind, "refused", f"{findings[-1].check}: {findings[-1].error or f'off by {findings[-1].distance:.2g}'}")
     return Outcome(kind, "exact", distance=max(finding.distance for finding in findings))
 

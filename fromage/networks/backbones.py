@@ -12,7 +12,6 @@ import copy
 import difflib
 import hashlib
 import importlib.util
-import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -89,19 +88,27 @@ def load_language_model(
         with without_bars() if Path(source).is_dir() else nullcontext():  # a download's bar is welcome
             tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **gguf)
-    except (OSError, ValueError, KeyError, IndexError, struct.error, SafetensorError) as error:
+                source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **gguf)
+    except ImportError as error:  # of what would unpack the weights, as GPTQ's
+        raise BackboneError(f"language model {name!r}: {str(error).strip().splitlines()[0]}: allowed are weights in 32 or 16 "
+                            "bits, or packed ones in a GGUF file") from error
+    except Exception as error:  # libraries raise errors of many kinds at a broken folder
         raise BackboneError(
             f"language model {name!r}: {error}\nAllowed is a folder with config.json, *.safetensors and a tokenizer, a "
             f"GGUF file, or the name of a causal language model on the Hugging Face hub that {REACH}.") from error
     if loading["missing_keys"]:
         raise BackboneError(f"language model {name!r}: its files lack the weights {sorted(loading['missing_keys'])}")
+    if loading["mismatched_keys"]:
+        weight, held, wanted = min(loading["mismatched_keys"])
+        raise BackboneError(f"language model {name!r}: config.json is of another model than the weights: {weight} is "
+                            f"{tuple(held)} in its files and should be {tuple(wanted)}")
     if gguf:  # the values are plain numbers now; saved with this note they would be read as packed ones
         del model.config.quantization_config
         model.hf_quantizer = None
     return freeze(model, device), tokenizer
 
-
+# %% ../../nbs/networks/01_backbones.ipynb #c71a0f13
 def fingerprint_language_model(model: PreTrainedModel) -> str:
     """Hash over names, shapes and the first values of all weights: differs between models, quick for large ones."""
     digest = hashlib.sha256()

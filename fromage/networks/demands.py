@@ -43,7 +43,8 @@ def embedding_scale(layer: nn.Module) -> float:
     ids = torch.arange(min(8, len(layer.weight)), device=layer.weight.device)
     ones = torch.ones_like(layer.weight[:, :1])
     found = torch.func.functional_call(layer, {"weight": ones}, (ids,)).unique()
-    if len(found) != 1 or not torch.allclose(layer(ids).float(), (layer.weight[ids] * found).float(), rtol=1e-3):
+    close = max(1e-3, torch.finfo(ones.dtype).eps)
+    if len(found) != 1 or not torch.allclose(layer(ids).float(), (layer.weight[ids] * found).float(), rtol=close):
         raise ValueError(f"{type(layer).__name__} does more to a row of its table than to multiply it by one number")
     return found.item()
 
@@ -75,7 +76,7 @@ def count_rows(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 # %% ../../nbs/networks/07_demands.ipynb #1550b014
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-STATES = ("conv_states", "recurrent_states", "ssm_states")
+STATES = ("conv_states", "recurrent_states", "ssm_states", "linear_cache")
 
 
 def cache_of(output: ModelOutput) -> Cache | None:
@@ -94,7 +95,7 @@ def check_cache(language_model: PreTrainedModel) -> None:
             cause = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(f"{kind} cannot read a text by itself: {type(error).__name__}: {cause}") from error
         layers = getattr(cache, "layers", None) or []
-        running = any(hasattr(layer, name) for layer in layers for name in STATES)
+        running = any(hasattr(part, name) for part in (cache, *layers) for name in STATES)
         if not isinstance(cache, Cache) or len(layers) < min(1, language_config(language_model).num_hidden_layers):
             raise ValueError(f"{kind} keeps no keys and values of what it has read; allowed are models that do")
     if running:
@@ -111,7 +112,8 @@ def check_language_model(language_model: PreTrainedModel) -> None:
     state = text_model(language_model)(input_ids=ids).last_hidden_state
     if isinstance(head, nn.Linear) and state.shape[-1] == head.weight.shape[1]:
         found = nn.functional.linear(state, head.weight, head.bias).float()
-        if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+        bound = max(1e-4, 2 * torch.finfo(state.dtype).eps) * expected.abs().max().item()
+        if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=bound):
             return
     raise ValueError(f"{type(language_model).__name__} scales or caps its logits, or has more layers behind its last state; "
                      "allowed are plain linear output layers")

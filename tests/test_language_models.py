@@ -1,0 +1,107 @@
+"""Language models and tokenizers as users have them: exact, or refused in one line that names the cause."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+from fromage.model.architectures import tiny_config, tiny_model
+from fromage.model.conformance import check_model, examine, plain_logits, training_distance
+from fromage.model.model import Fromage
+from fromage.model.prompts import Prompt
+from fromage.networks.backbones import BackboneError, freeze, load_language_model
+from fromage.networks.demands import count_ids
+from fromage.networks.stand_ins import stand_in_language_model, stand_in_tokenizer
+
+
+def word_tokenizer(ids: dict[str, int], split: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words with the ids as given."""
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    if split:
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", bos_token="</s>")
+
+
+def test_the_largest_id_decides_where_a_tokenizer_has_holes() -> None:
+    """Four entries, the largest 40: [RET] takes no living token's id, and the token keeps its own row."""
+    tokenizer = word_tokenizer({"<unk>": 0, "</s>": 1, "red": 7, "car": 40})
+    assert (len(tokenizer), count_ids(tokenizer)) == (4, 41)
+    language_model = freeze(AutoModelForCausalLM.from_config(tiny_config("llama", 41)), "cpu")
+    model = Fromage(language_model, tokenizer, 24).eval()
+    assert (model.vocabulary.image_id, model.vocabulary.ret_id) == (41, 42)
+    ids = model.vocabulary.encode("red car [RET]", bos=False)
+    assert ids == [7, 40, 42]
+    with torch.no_grad():
+        found = plain_logits(model, Prompt(ids[:2], []))[:, :41]
+        assert torch.allclose(found, language_model(torch.tensor([ids[:2]])).logits[0], atol=1e-5)
+    check_model(model)
+
+
+def test_entries_behind_the_table_are_no_obstacle_until_a_text_holds_one() -> None:
+    """A tokenizer with an added entry that the table lacks: exact, and a text that holds it is refused by name."""
+    language_model, tokenizer = stand_in_language_model("llama")
+    rows = language_model.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens(["<never>"], special_tokens=True)
+    model = Fromage(language_model, tokenizer, 24, visual_tokens=2).eval()
+    assert (count_ids(tokenizer), model.kept, model.vocabulary.ret_id) == (rows + 1, rows, rows + 2)
+    assert all(finding.passed for finding in examine(model))
+    with pytest.raises(ValueError, match=f"'<never>', number {rows} of the tokenizer"):
+        model.vocabulary.encode("a red <never>")
+
+
+def test_a_checkpoint_of_several_modalities_gives_its_text_model() -> None:
+    """Gemma3ForConditionalGeneration answers a text as it does by itself."""
+    tokenizer = stand_in_tokenizer()
+    config = tiny_config("gemma3", len(tokenizer))
+    torch.manual_seed(0)
+    language_model = freeze(AutoModelForImageTextToText.from_config(config), "cpu")
+    assert type(language_model).__name__ == "Gemma3ForConditionalGeneration"
+    model = Fromage(language_model, tokenizer, 24, visual_tokens=2).eval()
+    assert all(finding.passed for finding in examine(model))
+
+
+@pytest.mark.parametrize(("change", "cause"), [
+    ({"hidden_size": 64}, "config.json is of another model than the weights: .* should be"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}, "GPTQ .*allowed are weights in 32 or 16 bits")])
+def test_a_folder_that_does_not_fit_is_named_in_one_line(tmp_path: Path, change: dict, cause: str) -> None:
+    """A configuration of another width, and packed weights."""
+    for part in stand_in_language_model("llama"):
+        part.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BackboneError, match=cause) as found:
+        load_language_model(str(tmp_path))
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gpt_neo"])
+def test_a_row_longer_than_the_window_is_refused_in_training(kind: str) -> None:
+    """Within the window a step is the plain loop's; a longer row is refused with the window's size."""
+    tokenizer = stand_in_tokenizer()
+    more = {"attention_types": [[["global", "local"], 1]], "window_size": 8} if kind == "gpt_neo" else {"sliding_window": 8}
+    config = AutoConfig.for_model(kind, **{name: value for name, value in tiny_config(kind, len(tokenizer)).to_dict().items()
+                                           if name not in ("model_type", "attention_layers")} | more)
+    model = Fromage(freeze(AutoModelForCausalLM.from_config(config), "cpu"), tokenizer, 24).eval()
+    assert model.window == 8
+    with pytest.raises(ValueError, match="window of this language model's attention, which has 8 columns"):
+        training_distance(model)
+    with pytest.raises(BackboneError, match="8 columns"):
+        check_model(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "exact"), [("xglm", True), ("gemma", True), ("mpt", False), ("gemma2", False), ("dory", False)])
+def test_half_precision_hides_no_fault(kind: str, exact: bool, dtype: torch.dtype) -> None:
+    """The bounds of each precision pass the rounding of kinds that are exact and none of those that are wrong."""
+    tokenizer = stand_in_tokenizer()
+    torch.manual_seed(0)
+    language_model = tiny_model(kind, len(tokenizer)).to(dtype)
+    try:
+        check_model(Fromage(language_model, tokenizer, 24, visual_tokens=2).eval())
+    except ValueError as reason:
+        assert not exact, reason
+    else:
+        assert exact
