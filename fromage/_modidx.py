@@ -836,6 +836,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'fromage/model/checkpoint.py'),
                                           'fromage.model.checkpoint.Checkpoint': ( 'model/checkpoint.html#checkpoint',
                                                                                    'fromage/model/checkpoint.py'),
+                                          'fromage.model.checkpoint.check_released': ( 'model/checkpoint.html#check_released',
+                                                                                       'fromage/model/checkpoint.py'),
                                           'fromage.model.checkpoint.checkpoint_key': ( 'model/checkpoint.html#checkpoint_key',
                                                                                        'fromage/model/checkpoint.py'),
                                           'fromage.model.checkpoint.copy_weights': ( 'model/checkpoint.html#copy_weights',

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,34 @@ class Server:
         """Ends it."""
         self.process.terminate()
         self.process.wait(30)
+
+
+def leaving(page, address: str) -> list[str]:
+    """What a page asks of any other address than the server's, from now on: each is noted, and not let through."""
+    asked: list[str] = []
+    own = (address, address.replace("http://", "ws://"), "data:", "blob:")
+    page.on("request", lambda request: request.url.startswith(own) or asked.append(request.url))
+    page.on("websocket", lambda socket: socket.url.startswith(own) or asked.append(socket.url))
+    page.route(lambda url: not url.startswith(own), lambda route: route.abort())
+    return asked
+
+
+def answer_to(address: str, **headers: str) -> int:
+    """The status that a server answers with."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def check_refusals(address: str, notebook: str) -> None:
+    """Asserts that foreign hosts and origins are refused, and sources not served, by a server that answers its own page."""
+    asset = f"{address}voila/static/voila-style.js"
+    assert answer_to(asset) == 200
+    for headers in ({"Host": "attacker.example"}, {"Host": "attacker.example:80"}, {"Origin": "http://attacker.example"}, {"Origin": "null"}):
+        assert answer_to(asset, **headers) == 403, headers
+        assert answer_to(address, **headers) == 403, headers
+    for name in (notebook, f"nbs/{notebook}", f"voila/files/{notebook}", "voila/files/README.md", "files/README.md",
+                 "voila/files/..%2fsettings.ini"):
+        assert answer_to(f"{address}{name}") in (403, 404), name

@@ -9,7 +9,7 @@ from pathlib import Path
 import browsing
 import nbformat
 import pytest
-from browsing import PATIENCE, SCREENSHOTS, Server, sync_api
+from browsing import PATIENCE, SCREENSHOTS, Server, check_refusals, leaving, sync_api
 from house_rules import ROOT
 from PIL import Image
 
@@ -46,7 +46,7 @@ class Visit:
         self.context = browser.new_context(viewport={"width": 1280, "height": 980})
         self.page = self.context.new_page()
         self.page.set_default_timeout(30_000)
-        self.page.route(lambda url: "127.0.0.1" not in url, lambda route: route.abort())
+        self.asked = leaving(self.page, address)
         self.page.goto(address, wait_until="commit")
         self.log = self.page.locator(".fromage-log")
         self.status = self.page.locator(".fromage .status")
@@ -286,6 +286,19 @@ def test_a_busy_port_is_said(servers: dict[str, Server], environment: dict[str, 
     port = str(servers["demo"].port)
     done = subprocess.run([sys.executable, "-m", "fromage.chat.demo", "--port", port], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and f"port {port} cannot be used" in done.stderr and "make demo PORT=" in done.stderr
+
+
+def test_nothing_leaves_the_machine(visit: Visit) -> None:
+    """A turn with an upload and one that finds images: no request to any other address."""
+    visit.upload("grey.png", picture_file(64, 64))
+    visit.expect_status("grey.png goes with the next turn")
+    visit.say("show me a red ball on the grass")
+    assert visit.page.evaluate("performance.getEntriesByType('resource').length") > 0
+    assert visit.asked == []
+
+
+def test_foreign_requests_and_sources_are_refused(servers: dict[str, Server], visit: Visit) -> None:
+    check_refusals(servers["demo"].address, "chat.ipynb")
 
 
 def test_in_jupyterlab(browser, servers: dict[str, Server]) -> None:

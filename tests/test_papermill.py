@@ -2,12 +2,15 @@
 
 import ast
 import json
+import os
 
 import nbformat
 import papermill
 import pytest
 from house_rules import ROOT, read_notebooks, runs
 from papermill_runs import Outcome, execute, parameter_words
+
+from fromage.core.folders import Hold
 
 RUNS = [notebook.name for notebook in runs(read_notebooks())]
 
@@ -69,3 +72,10 @@ def test_injected_parameters_arrive(tmp_path) -> None:
     assert (tmp_path / "run" / "best.safetensors").is_file() and (tmp_path / "train-tiny.png").is_file()
     assert outcome.notebook.stat().st_size < 2_000_000
     assert (ROOT / "nbs" / "train.ipynb").read_bytes() == source
+
+
+def test_a_held_folder_is_refused(tmp_path) -> None:
+    """Preparing features in a folder that another process writes names that process."""
+    with Hold(tmp_path / "store"):
+        outcome = execute("prepare", tmp_path / "run.ipynb", {"preset": "mini", "output": str(tmp_path / "store"), "limit": 8})
+    assert outcome.status != 0 and f"process {os.getpid()} of " in outcome.log and "writes this folder" in outcome.log

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from browsing import NEEDS_CHROMIUM, PATIENCE, SCREENSHOTS, Server, sync_api
+from browsing import NEEDS_CHROMIUM, PATIENCE, SCREENSHOTS, Server, check_refusals, leaving, sync_api
 from fromage.study.answers import read_ratings
 from fromage.study.blinding import ensure_practice
 from fromage.study.folder import Study, key_path, open_key
@@ -22,7 +22,7 @@ class Rater:
         self.context = browser.new_context(viewport={"width": 1100, "height": 900})
         self.page = self.context.new_page()
         self.page.set_default_timeout(30_000)
-        self.page.route(lambda url: "127.0.0.1" not in url, lambda route: route.abort())
+        self.asked = leaving(self.page, address)
         self.address = address
         self.visit()
 
@@ -126,6 +126,8 @@ def test_sessions(browser, environment: dict[str, str], study: Study, tmp_path: 
         anna.expect_screen(1)
         anna.page.keyboard.press("ArrowRight")
         anna.rest(2, keys=True)
+        assert anna.asked + ben.asked == []
+        check_refusals(address, "rate_stories.ipynb")
     finally:
         server.stop()
     check_answers(study, tmp_path, {first: anna, second: ben})

@@ -7,7 +7,6 @@ __all__ = ['Teller', 'MODES', 'AT_ONCE', 'Gallery', 'open_gallery', 'match_galle
            'check_mode', 'decode_mode', 'Conversation', 'wants_picture']
 
 # %% ../../nbs/chat/02_conversation.ipynb #5fa4743f
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,19 +31,19 @@ from ..networks.splits import render_if_mini
 # %% ../../nbs/chat/02_conversation.ipynb #6c56cdf8
 @dataclass(frozen=True)
 class Gallery:
-    """An index and the folder that its ids are names in; `paths` of the index count first."""
+    """An index and the folder that its ids are names in; `paths` of the index count first. `linked`: folders below it, as the
+    paths name them, that may be links out of it; whoever opens the gallery says so, and no table."""
     index: ImageIndex
     folder: Path
+    linked: tuple[str, ...] = ()
 
     def picture(self, row: int, score: float | None = None) -> Picture:
         """The picture of a row; DialogueError when its file is gone or broken."""
         name = self.index.ids[row]
         path = self.index.paths[row] if self.index.paths else name
-        base = path[:-len(name)] if path.endswith(name) else ""  # a folder of pictures may itself be a link, none below it
+        base = next((each for each in self.linked if path.startswith(f"{each}/")), "")
         try:
-            if os.path.normpath(base).startswith(("..", "/")):
-                raise BadImage("image outside its folder")
-            return read_picture(name, read_inside(self.folder / base, path[len(base):]), row, score)
+            return read_picture(name, read_inside(self.folder / base, path[len(base) + bool(base):]), row, score)
         except BadImage as problem:
             raise DialogueError(f"{name} cannot be shown: {problem}.") from None
 
@@ -54,15 +53,15 @@ class Gallery:
         return [self.picture(int(row)) for row in rows]
 
 
-def open_gallery(assistant: Assistant, images: str | Path) -> Gallery | None:
-    """The gallery of a folder of images, or of a saved index (.safetensors); None for an empty name.
+def open_gallery(assistant: Assistant, images: str | Path, linked: tuple[str, ...] = ()) -> Gallery | None:
+    """The gallery of a folder of images, or of a saved index (.safetensors); None for an empty name. `linked` as in Gallery.
 
     ValueError for an index of another checkpoint than the assistant's: it would find wrong images."""
     if not images:
         return None
     place = resolve_path(images)
     if place.suffix == ".safetensors":
-        return Gallery(load_index(place, assistant.key), resolve_path("."))
+        return Gallery(load_index(place, assistant.key), resolve_path("."), linked)
     render_if_mini(str(images))
     return Gallery(assistant.index(place), place)
 
