@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -65,7 +66,8 @@ class Server:
 def leaving(page, address: str) -> list[str]:
     """What a page asks of any other address than the server's, from now on: each is noted, and not let through."""
     asked: list[str] = []
-    own = (address, address.replace("http://", "ws://"), "data:", "blob:")
+    host = urllib.parse.urlsplit(address).netloc
+    own = (f"http://{host}/", f"ws://{host}/", "data:", "blob:")
     page.on("request", lambda request: request.url.startswith(own) or asked.append(request.url))
     page.on("websocket", lambda socket: socket.url.startswith(own) or asked.append(socket.url))
     page.route(lambda url: not url.startswith(own), lambda route: route.abort())
