@@ -24,13 +24,13 @@ from ..model.generation import generate_captions
 from ..model.interleaving import log_likelihoods
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..model.training import Pairs, embed_pairs
+from ..model.training import FeaturePairs, embed_pairs
 from ..networks.backbones import VisionTower
 from ..networks.features import describe_store, extract_features
 from ..networks.splits import render_if_mini
 from ..truth.naming import naming_hits
-from ..visdial.answers import PROTOCOLS, AnswerScorer, Protocol, answer_values, part_number
-from ..visdial.dialogues import ROUNDS, Dialogue, DialogueImages, DialogueSet, read_dialogues
+from ..visdial.answers import ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
+from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
 from ..visdial.search import embed_pictures, embed_together, search_ranks, search_text
 from ..vist.retrieval import StorySet, load_stories, rank_model
 
@@ -60,7 +60,7 @@ class Material:
     """Stories; usable dialogues with features (N, V) of their images, squashed and cropped; a key of all files and features."""
     stories: StorySet
     found: DialogueSet
-    dialogues: list[Dialogue]
+    dialogues: list[VisualDialogue]
     squashed: Tensor
     cropped: Tensor
     key: str
@@ -103,10 +103,10 @@ def rank_items(name: str, found: np.ndarray, groups: Sequence | None = None, at:
 
 # %% ../../nbs/ablation/02_measurements.ipynb #4b2aaed6
 @torch.no_grad()
-def measure_pairs(model: Fromage, pairs: Pairs, most: int | None) -> dict[str, Items]:
+def measure_pairs(model: Fromage, pairs: FeaturePairs, most: int | None) -> dict[str, Items]:
     """Retrieval and captioning on the first pairs."""
     count = min(len(pairs), most or len(pairs))
-    chosen = Pairs(pairs.features[:count], pairs.captions, pairs.ids, pairs.offsets[:count + 1])
+    chosen = FeaturePairs(pairs.features[:count], pairs.captions, pairs.ids, pairs.offsets[:count + 1])
     texts, images, _ = embed_pairs(model, chosen)
     scores = (F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T).numpy()
     truth, features = np.arange(count), torch.from_numpy(np.array(chosen.features, np.float32)).to(model.device)
@@ -134,7 +134,7 @@ def first_stories(stories: StorySet, most: int | None) -> StorySet:
     return StorySet(chosen, len(chosen) if most else stories.n_total, stories.ids, stories.n_images, stories.features)
 
 # %% ../../nbs/ablation/02_measurements.ipynb #35fa7863
-def protocol_scores(model: Fromage, dialogues: Sequence[Dialogue], images: Tensor, protocol: Protocol) -> np.ndarray:
+def protocol_scores(model: Fromage, dialogues: Sequence[VisualDialogue], images: Tensor, protocol: AnswerProtocol) -> np.ndarray:
     """Scores (N, rounds, 100) by one protocol, after the features (N, V) of the dialogues' images."""
     scorer = AnswerScorer(model, beginnings=(protocol.beginning,))
     part = part_number(0, protocol.next_token)
@@ -148,7 +148,7 @@ def protocol_scores(model: Fromage, dialogues: Sequence[Dialogue], images: Tenso
 def measure_answers(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
     """MRR, R@1 and NDCG of the true answers, as published and as corrected."""
     dialogues, table = material.dialogues[:most], {}
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in ANSWER_PROTOCOLS.items():
         images = material.squashed if protocol.squash else material.cropped
         scores = protocol_scores(model, dialogues, images, protocol)
         values = answer_values(scores, dialogues, material.found, protocol)
@@ -181,13 +181,13 @@ def measure_search(model: Fromage, material: Material, most: int | None) -> dict
 
 # %% ../../nbs/ablation/02_measurements.ipynb #40fa5ee2
 @torch.no_grad()
-def measure_text(model: Fromage, dialogues: Sequence[Dialogue]) -> dict[str, Items]:
+def measure_text(model: Fromage, dialogues: Sequence[VisualDialogue]) -> dict[str, Items]:
     """Nats a token of the dialogues' text."""
     found = [log_likelihoods(model, [build_prompt(model, [search_text(each)])])[0] for each in dialogues]
     return {f"text alone: nats a token{LESS}": Items([-each.per_token for each in found])}
 
 
-def measure(model: Fromage, tower: VisionTower, pairs: Pairs, material: Material, amounts: Amounts) -> dict[str, Items]:
+def measure(model: Fromage, tower: VisionTower, pairs: FeaturePairs, material: Material, amounts: Amounts) -> dict[str, Items]:
     """All measurements of a model."""
     names = {f"naming, {shots} shots: accuracy": Items(naming_hits(model, tower, shots, amounts.episodes).tolist())
              for shots in (1, 2, 4)}

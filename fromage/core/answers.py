@@ -6,7 +6,7 @@
 __all__ = ['ANSWERS', 'split_opening', 'find_question', 'rounded', 'told', 'decided', 'answer_claims', 'answer_training',
            'answer_stories', 'answer_dialogues', 'answer_examples', 'answer_ablations', 'answer_telling',
            'answer_ratings', 'answer_speed', 'answer_networks', 'answer_features', 'answer_in_words', 'answers_of',
-           'claim_words', 'read_defaults', 'changed_settings']
+           'claim_words', 'read_defaults', 'compare_settings', 'changed_settings']
 
 # %% ../../nbs/core/14_answers.ipynb #a140003
 import ast
@@ -19,14 +19,14 @@ from typing import Any
 import nbformat
 
 from .config import flatten, get_preset, resolve_path
-from .findings import MOST, look
+from .findings import FULL_CONTEXT, look
 from .metrics import Estimate
-from .paper import CLAIMS, Answer, answer_claim, beyond
+from .paper import PAPER_CLAIMS, CheckedClaim, answer_claim, beyond
 from .records import RunRecord, load_record
 
 # %% ../../nbs/core/14_answers.ipynb #a140006
 def split_opening(source: str) -> tuple[str, str, str]:
-    """A run's first cell as its title, its question and what follows; the question is empty where none is asked."""
+    """A run's first cell as its title, its question (empty where none is asked) and what follows."""
     title, _, rest = source.strip().partition("\n")
     asked = re.match(r"\s*((?:(?!\.\s)[^?])+\?)\s+", f"{rest} ")
     question = " ".join(asked[1].split()) if asked else ""
@@ -40,7 +40,7 @@ def find_question(run: str) -> str:
 
 # %% ../../nbs/core/14_answers.ipynb #a140009
 def rounded(value: Estimate | float | None) -> str | None:
-    """A number for a sentence: whole from ten upwards, one decimal below, three below a tenth; None where there is none."""
+    """A number for a sentence: whole from ten upwards, one decimal below, three below a tenth; None for none."""
     number = value.value if isinstance(value, Estimate) else value
     if number is None:
         return None
@@ -69,7 +69,8 @@ def answer_claims(metrics: Mapping[str, Any]) -> str:
 
 def answer_training(metrics: Mapping[str, Any]) -> str:
     """`train`: what the maps make of captions and images."""
-    found, chance = look(metrics, "text_to_image.R@1"), look(metrics, "grounded", "caption to image: R@1 of the ceiling", "chance")
+    found = look(metrics, "text_to_image.R@1")
+    chance = look(metrics, "grounded", "caption to image: R@1 of the ceiling", "chance")
     named = ("grounded", "captions: precision of things named")
     far = "" if chance is None or found is None else "Beyond chance: " if found.low > chance else "Not beyond chance: "
     text = told(("a caption finds its own image among all in {} %", found), ("where chance is {} %", chance),
@@ -80,16 +81,17 @@ def answer_training(metrics: Mapping[str, Any]) -> str:
 
 def answer_stories(metrics: Mapping[str, Any]) -> str:
     """`eval_vist`: whether more context finds more."""
-    text = told(("all five captions and four images find the picture in {} %", look(metrics, MOST, "R@1")),
+    text = told(("all five captions and four images find the picture in {} %", look(metrics, FULL_CONTEXT, "R@1")),
                 ("the captions alone in {} %", look(metrics, "FROMAGe, 5 captions †", "R@1")),
                 ("the last caption in {} %", look(metrics, "FROMAGe, 1 caption †", "R@1")),
                 ("CLIP with all of it in {} %", look(metrics, "CLIP, 5 captions + 4 images †", "R@1")))
-    return text and f"{decided(look(metrics, *beyond(MOST, 'FROMAGe, 5 captions †')))}{text}."
+    return text and f"{decided(look(metrics, *beyond(FULL_CONTEXT, 'FROMAGe, 5 captions †')))}{text}."
 
 
 def answer_dialogues(metrics: Mapping[str, Any]) -> str:
     """`eval_visdial`: what the image is worth to an answer, and the dialogue to finding the image."""
-    text = told(("the right answer has a mean reciprocal rank of {} with the image", look(metrics, "answers", "corrected", "MRR")),
+    right = look(metrics, "answers", "corrected", "MRR")
+    text = told(("the right answer has a mean reciprocal rank of {} with the image", right),
                 ("{} without it", look(metrics, "in the image's place", "nothing", "MRR")),
                 ("and ten rounds of dialogue find their image in {} %", look(metrics, "R@1 after rounds", "dialogue", "10")),
                 ("one round in {} %", look(metrics, "R@1 after rounds", "dialogue", "1")))
@@ -116,8 +118,8 @@ def answer_ablations(metrics: Mapping[str, Any]) -> str:
     stories = look(metrics, "differences", "story, 5 captions + 4 images †: R@1") or {}
     worth = [(name, look(stories, variant, "difference")) for name, variant in (
         ("tuning all of the language model", "all layers tuned"), ("leaving `[RET]` out", "no [RET]"))]
-    verbs = [(decided(each, "raises", "lowers", "does not clearly change"), name, each) for name, each in worth if each]
-    parts = [f"{name} {verb} the share of stories whose picture is found ({each.value:+.0f} points)" for verb, name, each in verbs]
+    parts = [f"{name} {decided(each, 'raises', 'lowers', 'does not clearly change')} the share of stories whose "
+             f"picture is found ({each.value:+.0f} points)" for name, each in worth if each]
     text = "; ".join([f"of {counts.total()} claims {listed}"] * bool(claims) + parts)
     return text and f"{text[:1].upper()}{text[1:]}."
 
@@ -160,10 +162,12 @@ def answer_networks(metrics: Mapping[str, Any]) -> str:
     """`pretrain_mini`: what the shipped networks can do before they are joined."""
     shares = (look(metrics, f"shipped {name}") for name in (
         "probe: colour after a caption, two things", "tower R@1", "ceiling of R@1"))
-    share, tower, ceiling = (each.value if isinstance(each, Estimate) else each for each in shares)
-    text = told(("the shipped language model tells the colour of one of two things from a caption in {} %", None if share is None else 100 * share),
-                ("and the shipped tower finds a caption's image in {} %", None if tower is None else 100 * tower),
-                ("where captions allow {} %", None if ceiling is None else 100 * ceiling))
+    values = [each.value if isinstance(each, Estimate) else each for each in shares]
+    percent = [None if value is None else 100 * value for value in values]
+    text = told(("the shipped language model tells the colour of one of two things from a caption in {} %",
+                 percent[0]),
+                ("and the shipped tower finds a caption's image in {} %", percent[1]),
+                ("where captions allow {} %", percent[2]))
     return text and f"{text[:1].upper()}{text[1:]}."
 
 
@@ -184,10 +188,10 @@ def answer_in_words(record: RunRecord) -> str:
     return (ANSWERS[record.run](record.metrics) if record.run in ANSWERS else "") or record.finding
 
 # %% ../../nbs/core/14_answers.ipynb #a140018
-def answers_of(name: str, record: RunRecord) -> list[Answer]:
+def answers_of(name: str, record: RunRecord) -> list[CheckedClaim]:
     """What one report says of the paper's claims about its run; claims that it has no figure for are left out."""
     found = []
-    for claim in CLAIMS:
+    for claim in PAPER_CLAIMS:
         if claim.report.partition("-")[0] == record.run:
             try:
                 found.append(answer_claim(replace(claim, report=name), {name: record}))
@@ -196,10 +200,11 @@ def answers_of(name: str, record: RunRecord) -> list[Answer]:
     return found
 
 
-def claim_words(answer: Answer) -> str:
-    """A claim in words: one that goes on where another ended says of what."""
+def claim_words(answer: CheckedClaim) -> str:
+    """A claim in words; one that begins with … goes on where the claim before it ended."""
+    texts = [claim.text for claim in PAPER_CLAIMS]
     text = answer.claim.text
-    return f"{answer.claim.place}: {text.removeprefix('…').strip()}" if text.startswith("…") else text
+    return f"{texts[texts.index(text) - 1]}, {text.removeprefix('…').strip()}" if text.startswith("…") else text
 
 # %% ../../nbs/core/14_answers.ipynb #a140021
 def read_defaults(run: str) -> dict[str, Any]:
@@ -211,16 +216,21 @@ def read_defaults(run: str) -> dict[str, Any]:
     return {node.target.id: ast.literal_eval(node.value) for node in lines if isinstance(node, ast.AnnAssign)}
 
 
+def compare_settings(usual: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, usual value and value here of what differs; a record holds lists where a configuration has tuples."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in usual.items()}
+    return [(name, usual[name], value) for name, value in here.items() if name in usual and value != plain[name]]
+
+
 def changed_settings(record: RunRecord) -> list[tuple[str, Any, Any]]:
     """Name, usual value and value here of what differs from the preset, or from the run's own defaults."""
     config, found = record.config, []
     whole = [part for part in (config, *config.values()) if isinstance(part, Mapping) and "backbones" in part]
     for part in whole:
         usual = flatten(get_preset(part["preset"]))
-        here = {name: value for key, each in part.items() for name, value in (each.items() if isinstance(each, Mapping) else [(key, each)])}
-        found += [(name, usual[name], value) for name, value in here.items()
-                  if name in usual and value != (list(usual[name]) if isinstance(usual[name], tuple) else usual[name])]
+        here = dict(part)
+        for section in filter(lambda each: isinstance(each, Mapping), part.values()):
+            here |= section
+        found += compare_settings(usual, here)
     defaults = {} if config in whole else read_defaults(record.run)
-    found += [(name, defaults[name], value) for name, value in config.items()
-              if name in defaults and name != "report" and value != (list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name])]
-    return found
+    return found + compare_settings(defaults, {name: value for name, value in config.items() if name != "report"})
