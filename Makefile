@@ -79,7 +79,7 @@ conformance: environment
 
 .PHONY: demo rate
 demo: environment
-	@python -m fromage.chat.demo --port $(or $(PORT),8866)
+	@python -m fromage.chat.command demo --port $(or $(PORT),8866)
 rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 

@@ -26,8 +26,8 @@ from ..data.sources import CaptionSource
 from ..mini.rendering import WorldPaths
 from ..model.model import Fromage
 from ..networks.backbones import VisionTower
-from ..networks.features import FeatureStore, describe_store, extract_features
-from ..networks.splits import WORLD
+from ..networks.features import FeatureStore
+from ..networks.splits import WORLD, open_store
 from .answers import score_answers
 from .controls import score_places
 from .dialogues import DialogueSet, VisualDialogue
@@ -60,11 +60,7 @@ def visdial_files(preset: str, dialogues: str | None = None, dense: str | None =
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a0008
 def extract_both(tower: VisionTower, source: CaptionSource, folder: str | Path) -> dict[bool, FeatureStore]:
     """The features of a source's images squashed (True) and cut (False), in stores below `folder`."""
-    stores = {}
-    for squash in (True, False):
-        key = hash_value(describe_store(tower, source, squash=squash))[:12]
-        stores[squash] = extract_features(tower, source, f"{folder}/features-{key}", squash=squash)
-    return stores
+    return {squash: open_store(tower, source, folder, "features", squash=squash) for squash in (True, False)}
 
 
 def image_features(store: FeatureStore, dialogues: Sequence[VisualDialogue]) -> Tensor:
