@@ -254,6 +254,26 @@ def duplicates(notebooks: Sequence[Notebook]) -> list[str]:
             if len({name.split(",")[0] for name in cells}) > 1]
 
 
+def defined_names(tree: ast.Module) -> set[str]:
+    """The names that a module's code binds at its top level: functions, classes, constants."""
+    bound = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [target for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))
+               for target in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+    return bound | {name.id for target in targets for name in ast.walk(target)
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+
+
+def meanings(notebooks: Sequence[Notebook]) -> list[str]:
+    """A name that is exported has one meaning in the whole library; `main` is a command's, by custom."""
+    homes = defaultdict(set)
+    for notebook in library(notebooks):
+        for cell in notebook.code:
+            for name in defined_names(cell.tree) if cell.exported else ():
+                homes[name].add(notebook.name)
+    return [f"{name} is defined in {' and '.join(sorted(places))}" for name, places in homes.items()
+            if len(places) > 1 and name != "main" and not name.startswith("_")]
+
+
 def documentation(notebooks: Sequence[Notebook]) -> list[str]:
     """Every public exported function, method and class has a docstring, every argument and result a type."""
     return [f"{cell.name}: {problem}" for notebook in library(notebooks) for cell in notebook.code if cell.exported

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 NOTEBOOKS = rules.read_notebooks()
 RULES = [rules.names, rules.openings, rules.imports, rules.cell_sizes, rules.prose, rules.parameters, rules.definitions,
-         rules.identifiers, rules.duplicates, rules.documentation]
+         rules.identifiers, rules.duplicates, rules.meanings, rules.documentation]
 
 
 def notebook(name: str, *sources: str, tags: tuple[str, ...] = ()) -> Notebook:
@@ -84,6 +84,8 @@ VIOLATIONS = {
     "no id": (rules.identifiers, Notebook("eval", (Cell("eval, cell 0", "code", "x = 1"),))),
     "an id given twice": (rules.identifiers, Notebook("eval", (Cell("a", "code", "1", (), "i"),) * 2)),
     "a copied cell": (rules.duplicates, notebook("eval", "import re\n" + GOOD[0].cells[-1].source.replace("* x", "*x"))),
+    "a name with two meanings": (rules.meanings, notebook("mini/20_third", "#| export\ndouble, half = 2, 0.5")),
+    "a name with two meanings and a type": (rules.meanings, notebook("mini/20_third", "#| export\ndouble: int = 2")),
     "no docstring": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x: int) -> int:\n    return x")),
     "no type": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x) -> int:\n    '''f.'''")),
     "no type of **options": (rules.documentation, notebook("core/20_third", "#| export\ndef f(**options) -> int:\n    '''f.'''")),

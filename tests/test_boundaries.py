@@ -14,7 +14,7 @@ from fromage.core.config import ROOT
 from fromage.study.answers import import_table, read_label_studio, read_ratings, write_label_studio
 from fromage.study.blinding import ensure_practice
 from fromage.study.folder import Study, key_path, open_key, open_study
-from fromage.study.session import Session, agree, answer, ratings_path
+from fromage.study.session import Session, agree, record_answer, ratings_path
 from fromage.study.specification import make_specification
 from fromage.vist.stories import read_stories
 from fromage.visdial.dialogues import read_dialogues
@@ -62,7 +62,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     session = Session(study, next(iter(study.plan)))
     agree(session)
     for criterion in study.specification.criteria:
-        answer(session, criterion.name, session.visit.options[0])
+        record_answer(session, criterion.name, session.visit.options[0])
     session.journal.close()
     return study
 

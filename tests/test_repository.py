@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from PIL import Image
-from fromage.core.paper import CLAIMS, answer_claim
+from fromage.core.paper import PAPER_CLAIMS, answer_claim
 from fromage.core.records import load_record
 from fromage.mini.rendering import check_manifest
 from house_rules import ROOMS, ROOT, library, read_notebooks, runs
@@ -94,9 +94,9 @@ def test_the_readme_answers_at_most_ten_questions_of_the_paper() -> None:
     """In its order; and no claim of the page of claims is without a record, none of the page's lines without a claim."""
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- results -->")[1].split("<!-- /results -->")[0]
     asked = re.findall(r"^\| ([^|]+\?) \|", table, re.M)
-    assert 0 < len(asked) <= 10 and asked == [claim.question for claim in CLAIMS if claim.question]
+    assert 0 < len(asked) <= 10 and asked == [claim.question for claim in PAPER_CLAIMS if claim.question]
     records = {path.stem: load_record(path) for path in (ROOT / "reports").glob("*.json")}
-    told = [answer_claim(claim, records) for claim in CLAIMS]
+    told = [answer_claim(claim, records) for claim in PAPER_CLAIMS]
     lines = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "reports" / "claims.md").read_text(encoding="utf-8"), re.M)[2:]
     assert lines == [(each.claim.place, each.claim.text) for each in told]
 

@@ -6,7 +6,7 @@ import torch
 from test_golden import FOLDERS, Golden
 
 from fromage.model.prompts import continue_text
-from fromage.model.scoring import Context, score, sum_log_probabilities
+from fromage.model.scoring import ReadPrompt, score, sum_log_probabilities
 from fromage.visdial.answers import BEGINNINGS, CROPPED, SQUASHED, AnswerScorer, Beginning, part_number
 
 
@@ -18,7 +18,7 @@ def golden(request):
 @pytest.mark.parametrize("padding", ["tree", "right", "left"])
 def test_sums_of_the_published_implementation(golden, padding):
     case, model = golden.expected["visdial"], golden.model("pretrained")
-    context = Context(model).read(golden.prompt(model, [case["image"], case["context"]], "first"))
+    context = ReadPrompt(model).read(golden.prompt(model, [case["image"], case["context"]], "first"))
     sequences = [model.vocabulary.encode(option) for option in case["options"]]
     shifted, unshifted = sum_log_probabilities(context, sequences, shifts=(1, 0), padding=padding)
     assert -shifted.numpy() == pytest.approx(case["sum_ce_next_token"], rel=1e-5)

@@ -24,13 +24,13 @@ from ..model.generation import generate_captions
 from ..model.interleaving import log_likelihoods
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..model.training import Pairs, embed_pairs
+from ..model.training import FeaturePairs, embed_pairs
 from ..networks.backbones import VisionTower
 from ..networks.features import describe_store, extract_features
 from ..networks.splits import render_if_mini
 from ..truth.naming import naming_hits
-from ..visdial.answers import LENGTHS, PROTOCOLS, AnswerScorer, Protocol, answer_values, part_number
-from ..visdial.dialogues import ROUNDS, Dialogue, DialogueImages, DialogueSet, read_dialogues
+from ..visdial.answers import LENGTH_SUMS, ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
+from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
 from ..visdial.search import embed_pictures, embed_together, search_ranks, search_text
 from ..vist.retrieval import StorySet, load_stories, rank_model
 
@@ -60,7 +60,7 @@ class Material:
     """Stories; usable dialogues with features (N, V) of their images, squashed and cropped; a key of all files and features."""
     stories: StorySet
     found: DialogueSet
-    dialogues: list[Dialogue]
+    dialogues: list[VisualDialogue]
     squashed: Tensor
     cropped: Tensor
     key: str
@@ -103,10 +103,10 @@ def rank_items(name: str, found: np.ndarray, groups: Sequence | None = None, at:
 
 # %% ../../nbs/ablation/02_measurements.ipynb #4b2aaed6
 @torch.no_grad()
-def measure_pairs(model: Fromage, pairs: Pairs, most: int | None) -> dict[str, Items]:
+def measure_pairs(model: Fromage, pairs: FeaturePairs, most: int | None) -> dict[str, Items]:
     """Retrieval and captioning on the first pairs."""
     count = min(len(pairs), most or len(pairs))
-    chosen = Pairs(pairs.features[:count], pairs.captions, pairs.ids, pairs.offsets[:count + 1])
+    chosen = FeaturePairs(pairs.features[:count], pairs.captions, pairs.ids, pairs.offsets[:count + 1])
     texts, images, _ = embed_pairs(model, chosen)
     scores = (F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T).numpy()
     truth, features = np.arange(count), torch.from_numpy(np.array(chosen.features, np.float32)).to(model.device)
@@ -134,25 +134,27 @@ def first_stories(stories: StorySet, most: int | None) -> StorySet:
     return StorySet(chosen, len(chosen) if most else stories.n_total, stories.ids, stories.n_images, stories.features)
 
 # %% ../../nbs/ablation/02_measurements.ipynb #35fa7863
-SCORES = {**PROTOCOLS, "corrected, mean over tokens": Protocol(per_token=True)}
+SCORES = {**ANSWER_PROTOCOLS, "corrected, mean over tokens": AnswerProtocol(per_token=True)}
 
 
-def answer_sums(model: Fromage, dialogues: Sequence[Dialogue], images: Tensor, protocol: Protocol) -> np.ndarray:
-    """Sums (N, rounds, parts, 100) from a protocol's beginning, after the features (N, V) of the dialogues' images."""
+def answer_sums(model: Fromage, dialogues: Sequence[VisualDialogue], images: Tensor,
+                protocol: AnswerProtocol) -> np.ndarray:
+    """Sums (N, rounds, parts, 100) from a protocol's beginning, after features (N, V) of the dialogues' images."""
     scorer = AnswerScorer(model, beginnings=(protocol.beginning,))
     return np.array([scorer.score_dialogue(dialogue, image[None].to(model.device))[:, 0]
                      for dialogue, image in zip(dialogues, images)])
 
 
 def measure_answers(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
-    """MRR, R@1 and NDCG of the true answers, as published and as corrected, there by the sum and by the mean over tokens."""
+    """MRR, R@1, NDCG of the true answers, as published and as corrected (by the sum and by the mean over tokens)."""
     dialogues, table, passes = material.dialogues[:most], {}, {}
     for name, protocol in SCORES.items():
-        images, key = material.squashed if protocol.squash else material.cropped, (protocol.beginning, protocol.squash)
+        images = material.squashed if protocol.squash else material.cropped
+        key = (protocol.beginning, protocol.squash)
         if key not in passes:
             passes[key] = answer_sums(model, dialogues, images, protocol)
         scores = passes[key][:, :, part_number(0, protocol.next_token)]
-        scores = scores / passes[key][:, :, LENGTHS] if protocol.per_token else scores
+        scores = scores / passes[key][:, :, LENGTH_SUMS] if protocol.per_token else scores
         values = answer_values(scores, dialogues, material.found, protocol)
         groups = values.rank_groups.tolist()
         table |= {f"answers, {name}: R@1": Items(hits(values.ranks, 1).tolist(), groups),
@@ -183,13 +185,13 @@ def measure_search(model: Fromage, material: Material, most: int | None) -> dict
 
 # %% ../../nbs/ablation/02_measurements.ipynb #40fa5ee2
 @torch.no_grad()
-def measure_text(model: Fromage, dialogues: Sequence[Dialogue]) -> dict[str, Items]:
+def measure_text(model: Fromage, dialogues: Sequence[VisualDialogue]) -> dict[str, Items]:
     """Nats a token of the dialogues' text."""
     found = [log_likelihoods(model, [build_prompt(model, [search_text(each)])])[0] for each in dialogues]
     return {f"text alone: nats a token{LESS}": Items([-each.per_token for each in found])}
 
 
-def measure(model: Fromage, tower: VisionTower, pairs: Pairs, material: Material, amounts: Amounts) -> dict[str, Items]:
+def measure(model: Fromage, tower: VisionTower, pairs: FeaturePairs, material: Material, amounts: Amounts) -> dict[str, Items]:
     """All measurements of a model."""
     names = {f"naming, {shots} shots: accuracy": Items(naming_hits(model, tower, shots, amounts.episodes).tolist())
              for shots in (1, 2, 4)}

@@ -16,7 +16,7 @@ from ipywidgets import Box, Button, FileUpload, Text, VBox
 from .conversation import Conversation
 from .dialogue import QUESTIONS, Dialogue, Step, is_bare
 from .pictures import DialogueError, Picture, text_html
-from .widgets import (STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot,
+from .widgets import (PAGE_STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot,
                                   section)
 from ..core.serving import note, status_html
 from ..model.prompts import Prompt, show_prompt
@@ -125,7 +125,7 @@ def arrange_page(page: Page) -> VBox:
                  layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
     gallery = page.conversation.gallery
     found = f"text and images out, found among {len(gallery.index):,}" if gallery else "text out; there is no image index"
-    head = note(f'{STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, {found}. '
+    head = note(f'{PAGE_STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, {found}. '
                 "A click on an image puts it into the next turn.</p>")
     whole = VBox([head, Box([left, right], layout={"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"})])
     whole.add_class("fromage")

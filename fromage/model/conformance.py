@@ -21,7 +21,7 @@ from .losses import caption_loss, make_batch, retrieval_pass
 from .model import (Fromage, embed_images, embed_tokens, hidden_states, needs_all_layers,
                                  next_token_logits, project_text, run_language_model)
 from .prompts import Prompt, embed_prompt
-from .scoring import PADDINGS, Context, sum_log_probabilities
+from .scoring import PADDINGS, ReadPrompt, sum_log_probabilities
 from ..networks.backbones import BackboneError
 
 # %% ../../nbs/model/07_conformance.ipynb #35c00005
@@ -114,7 +114,7 @@ def scoring_distance(model: Fromage) -> float:
     words = random_ids(model, 12)
     candidates, worst = [words[:2], words[:4], words[5:8]], 0.0
     for padding in PADDINGS:
-        context = Context(model)
+        context = ReadPrompt(model)
         for ids in (random_ids(model, 6, 1), [*random_ids(model, 6, 1)[:4], words[9]]):
             found = sum_log_probabilities(context.read(Prompt(ids, [])), candidates, padding=padding)[0]
             expected = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHADES', 'FLAG_LETTERS', 'UNSEEN', 'Drawing', 'code_points', 'spell', 'emoji_names', 'choose_drawings', 'render',
-           'add_file', 'write_shard', 'write_shards', 'make_pictures']
+           'add_file', 'write_shard', 'write_drawing_shards', 'make_pictures']
 
 # %% ../../nbs/real/01_drawings.ipynb #87d00002
 import io
@@ -109,7 +109,8 @@ def write_shard(path: Path, drawings: Iterable[tuple[str, Drawing]], part: Part,
     return problems
 
 
-def write_shards(drawings: list[Drawing], folder: Path, part: Part, size: int = 72, shard_size: int = 1000) -> Iterator[Path]:
+def write_drawing_shards(drawings: list[Drawing], folder: Path, part: Part, size: int = 72,
+                         shard_size: int = 1000) -> Iterator[Path]:
     """Renders drawings into shards of `shard_size`, those that lack one; their paths, in order."""
     numbered = iter((f"{index:09d}", drawing) for index, drawing in enumerate(drawings))
     for number in range(-(-len(drawings) // shard_size)):
@@ -124,7 +125,7 @@ def make_pictures(part: Part, folder: str, size: int = 72) -> Problems:
     target = resolve_path(folder)
     drawings, problems = choose_drawings(fetch(part))
     drawn = sum(json.loads(path.with_name(f"{path.stem}_stats.json").read_text())["successes"]
-                for path in write_shards(drawings, target / "shards", part, size))
+                for path in write_drawing_shards(drawings, target / "shards", part, size))
     if drawn < len(drawings):
         problems.add("cannot be drawn", "", len(drawings) - drawn)
     write_json(target / "summary.json", problems.summary() | {"maker": part.maker, "licence": part.licence})

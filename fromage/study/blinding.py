@@ -28,7 +28,7 @@ from ..data.sources import BadImage, decode_image
 from ..mini.rendering import ensure_world
 from .folder import Item, Study, Visit, balanced_square, key_path, open_study, share_out
 from .specification import Specification, read_specification
-from ..vist.stories import STORY_LENGTH, Story, read_stories
+from ..vist.stories import STORY_LENGTH, VistStory, read_stories
 from ..vist.telling import Telling, human_telling
 
 # %% ../../nbs/study/02_blinding.ipynb #098c87d8
@@ -264,7 +264,7 @@ PRACTICE = {"name": "Practice", "systems": ("human", "another story's ending", "
             "ratings_per_item": 2, "training_items": 1, "attention_checks": 1, "gold_items": 1}
 
 
-def practice_tellings(stories: Sequence[Story]) -> list[Telling]:
+def practice_tellings(stories: Sequence[VistStory]) -> list[Telling]:
     """Each story three times, ended by its teller, by another story and by its own beginning."""
     found = []
     for story, other in zip(stories, [*stories[2:], *stories[:2]]):

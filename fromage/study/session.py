@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIE', 'DAMAGED', 'RatingError', 'find_code', 'ratings_path', 'header_of', 'open_journal', 'now', 'Session', 'agree',
-           'is_complete', 'answer', 'move', 'go', 'can_show']
+           'is_complete', 'record_answer', 'move', 'go', 'can_show']
 
 # %% ../../nbs/study/03_session.ipynb #9eecfef5
 import time
@@ -122,7 +122,7 @@ def is_complete(session: Session) -> bool:
     return len(session.answers()) == len(session.study.specification.criteria)
 
 
-def answer(session: Session, criterion: str, value: str) -> None:
+def record_answer(session: Session, criterion: str, value: str) -> None:
     """Keeps an answer to the current item; the same one again changes nothing. RatingError where it is none."""
     specification, visit = session.study.specification, session.visit
     allowed = (*visit.options, *(TIE,) * specification.ties)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..core.metrics import Estimate
 from ..core.reporting import format_value, markdown_table
 from .agreement import alpha_estimate, choice_counts, exclusions, rater_measures
-from .preferences import compare_choices, score_answers, share_estimates, side_estimates
+from .preferences import compare_choices, score_preferences, share_estimates, side_estimates
 from .specification import Specification
 
 # %% ../../nbs/study/08_tables.ipynb #15d72a04
@@ -65,7 +65,7 @@ def find_results(answers: pd.DataFrame, specification: Specification, seed: int 
     if rated.empty:
         raise ValueError("no answer to a rated item is left: there is nothing to analyse")
     names, systems = [each.name for each in specification.criteria], specification.systems
-    scores = {name: score_answers(answers, systems, name) for name in names}
+    scores = {name: score_preferences(answers, systems, name) for name in names}
     return Findings({name: share_estimates(scores[name], systems, seed) for name in names}, side_estimates(answers, seed),
                     {name: alpha_estimate(choice_counts(answers, name), seed=seed) for name in names},
                     compare_choices(scores, systems, seed), rated["rater"].nunique(), len(rated))

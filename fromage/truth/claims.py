@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THING', 'Truth', 'read_truths', 'mentions', 'count_mentions', 'caption_accuracy', 'Question', 'colour_questions',
-           'answer_questions', 'right_answers', 'colour_accuracy', 'caption_controls', 'Found', 'open_store',
-           'find_by_dialogue', 'find_by_story', 'Claim', 'found_claims', 'search_claim', 'grounding_claims',
+           'answer_questions', 'right_answers', 'colour_accuracy', 'caption_controls', 'FoundRanks', 'open_store',
+           'find_by_dialogue', 'find_by_story', 'Grounded', 'found_claims', 'search_claim', 'grounding_claims',
            'claim_lines', 'claim_metrics']
 
 # %% ../../nbs/truth/00_claims.ipynb #8848d92d
@@ -140,7 +140,7 @@ def caption_controls(model: Fromage, scenes: Sequence[Scene], features: Tensor, 
 
 # %% ../../nbs/truth/00_claims.ipynb #fe88525c
 @dataclass(frozen=True)
-class Found:
+class FoundRanks:
     """Ranks (Q,) of the right image with little context and with much, for the model and for CLIP; `groups` are drawn whole.
     `gallery` is the number of images ranked."""
     little: np.ndarray
@@ -166,7 +166,7 @@ def open_store(tower: VisionTower, source: DialogueImages, folder: str | Path) -
     return extract_features(tower, source, f"{folder}/visdial-{hash_value(describe_store(tower, source))[:12]}")
 
 
-def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path, most: int = 300) -> Found:
+def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path, most: int = 300) -> FoundRanks:
     """The first `most` usable dialogues find their images among each other's, after one round and after all."""
     dialogues = read_dialogues(world.visdial_json)
     source = DialogueImages(dialogues, world.visdial_images)
@@ -178,12 +178,12 @@ def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, fold
     texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)]) for each in chosen])
     clip_images = clip_pictures(tower, source, [store.ids[row] for row in places])
     clip_texts, _ = clip_dialogues(tower, chosen, after=(1, ROUNDS))
-    return Found(search_ranks(texts[:, 0], pictures), search_ranks(texts[:, 1], pictures),
+    return FoundRanks(search_ranks(texts[:, 0], pictures), search_ranks(texts[:, 1], pictures),
                  search_ranks(clip_texts[:, 0], clip_images), search_ranks(clip_texts[:, -1], clip_images), None,
                  min(most, dialogues.problems.n_total), len(chosen))
 
 
-def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path) -> Found:
+def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path) -> FoundRanks:
     """Stories find their last picture among all that they have not shown: by its caption, and by all that came before."""
     little, much, ranks = Context(1), Context(5, 4), []
     stories, _ = load_stories(world.vist_json, world.vist_images, "corrected", tower, folder)
@@ -192,53 +192,53 @@ def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder:
     clip, _ = clip_queries(tower, own)
     for data, found, images in ((stories, queries, gallery), (own, clip, own.features)):
         ranks += [story_ranks(found[context], images, data, exclude=True) for context in (little, much)]
-    return Found(*ranks, stories.albums, stories.n_total, len(stories.ids) - 4)
+    return FoundRanks(*ranks, stories.albums, stories.n_total, len(stories.ids) - 4)
 
 # %% ../../nbs/truth/00_claims.ipynb #8aa87e35
 @dataclass(frozen=True)
-class Claim:
+class Grounded:
     """A figure, the least that counts as grounded (None: only reported), and its controls."""
     value: Estimate
     least: float | None
     controls: dict[str, Estimate | float]
 
 
-def found_claims(label: str, found: Found, contexts: tuple[str, str], least: float | None, seed: int) -> dict[str, Claim]:
+def found_claims(label: str, found: FoundRanks, contexts: tuple[str, str], least: float | None, seed: int) -> dict[str, Grounded]:
     """The two lines of a search: R@10 with much context, and its gain over little."""
     recalls, gain = found.recalls(seed=seed), found.gain(seed=seed)
     clip = {f"CLIP, {name}": recalls[which] for name, which in zip(contexts, ("clip_little", "clip_much"))}
     controls = {contexts[0]: recalls["little"]} | clip | {"chance": 1000 / found.gallery}
-    return {f"{label}: R@10 after {contexts[1]}": Claim(recalls["much"], least, controls),
-            f"{label}: R@10, {contexts[1]} - {contexts[0]}": Claim(gain.difference, None, {"p": gain.p_value})}
+    return {f"{label}: R@10 after {contexts[1]}": Grounded(recalls["much"], least, controls),
+            f"{label}: R@10, {contexts[1]} - {contexts[0]}": Grounded(gain.difference, None, {"p": gain.p_value})}
 
 
-def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequence[Truth], seed: int = 0) -> Claim:
+def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequence[Truth], seed: int = 0) -> Grounded:
     """R@1 of each image by its caption's embedding (N, q), in percent of the ceiling that ambiguous captions allow."""
     ceiling = retrieval_ceiling([truth.told for truth in truths], [truth.scene.facts() for truth in truths])
     found = hits(search_ranks(texts, embed_pictures(model, features.numpy())), 1)
-    return Claim(bootstrap(found / ceiling, seed=seed), 60.0, {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
+    return Grounded(bootstrap(found / ceiling, seed=seed), 60.0, {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
                                                                 "chance": 100 / len(truths)})
 
 # %% ../../nbs/truth/00_claims.ipynb #1d3e7ce6
 def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, texts: Tensor, features: Tensor,
-                     truths: Sequence[Truth], folder: str | Path, seed: int = 0) -> dict[str, Claim]:
+                     truths: Sequence[Truth], folder: str | Path, seed: int = 0) -> dict[str, Grounded]:
     """Every claim, for validation images with features (N, V), caption embeddings (N, q) and truths; stores go below `folder`."""
     scenes = [truth.scene for truth in truths]
     captions = caption_controls(model, scenes, features, seed)
-    claims = {f"captions: {name} of things named": Claim(captions["image"][name], least, {
+    claims = {f"captions: {name} of things named": Grounded(captions["image"][name], least, {
         control: found[name] for control, found in captions.items() if control != "image"})
         for name, least in (("precision", 85.0), ("recall", None))}
     claims["caption to image: R@1 of the ceiling"] = search_claim(model, texts, features, truths, seed)
     for things, least, label in ((1, 60.0, "one thing"), (2, 40.0, "two things")):
         accuracy = colour_accuracy(model, scenes, features, things, seed)
-        claims[f"colour asked, {label}"] = Claim(accuracy.pop("image"), least, accuracy)
+        claims[f"colour asked, {label}"] = Grounded(accuracy.pop("image"), least, accuracy)
     dialogues, stories = find_by_dialogue(model, tower, world, folder), find_by_story(model, tower, world, folder)
     claims |= found_claims("dialogue to image", dialogues, ("1 round", "10 rounds"), 25.0, seed)
     claims |= found_claims("story to image", stories, ("1 caption", "5 captions + 4 images"), None, seed)
     return claims
 
 # %% ../../nbs/truth/00_claims.ipynb #9eb86b1f
-def claim_lines(claims: Mapping[str, Claim]) -> tuple[list[str], list[list[str]]]:
+def claim_lines(claims: Mapping[str, Grounded]) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table: value, least, whether the value reaches it, controls."""
     lines = []
     for name, claim in claims.items():
@@ -249,7 +249,7 @@ def claim_lines(claims: Mapping[str, Claim]) -> tuple[list[str], list[list[str]]
     return ["claim", "value", "at least", "reached", "controls"], lines
 
 
-def claim_metrics(claims: Mapping[str, Claim]) -> dict[str, dict]:
+def claim_metrics(claims: Mapping[str, Grounded]) -> dict[str, dict]:
     """What the record keeps of the claims."""
     return {name: {"value": claim.value} | ({} if claim.least is None else {"at least": claim.least}) | claim.controls
             for name, claim in claims.items()}

@@ -20,12 +20,12 @@ from ..data.sources import CaptionSource, decode_image
 from ..model.model import RET, Fromage, hidden_states, needs_all_layers, project_images, project_text
 from ..model.prompts import Prompt
 from ..model.retrieval import embed_queries
-from ..model.scoring import Context, grow_tree, run_tree
+from ..model.scoring import ReadPrompt, grow_tree, run_tree
 from ..networks.backbones import VisionTower
-from .dialogues import ROUNDS, Dialogue
+from .dialogues import ROUNDS, VisualDialogue
 
 # %% ../../nbs/visdial/02_search.ipynb #d158a7b7
-def search_text(dialogue: Dialogue, rounds: int = ROUNDS, caption: bool = False) -> str:
+def search_text(dialogue: VisualDialogue, rounds: int = ROUNDS, caption: bool = False) -> str:
     """The first rounds in one line, as published; `caption` puts VisDial's caption before them."""
     if not 1 <= rounds <= len(dialogue.rounds):
         raise ValueError(f"rounds = {rounds}: allowed is 1 to {len(dialogue.rounds)}")
@@ -40,12 +40,12 @@ def embed_together(model: Fromage, texts: Sequence[str]) -> Tensor:
     if not model.packs:
         return embed_queries(model, [Prompt(ids, []) for ids in sequences])
     tree = grow_tree(sequences)
-    output = run_tree(Context(model), tree, needs_all_layers(model))
+    output = run_tree(ReadPrompt(model), tree, needs_all_layers(model))
     ends = [path[-1] for path in tree.paths]
     return F.normalize(project_text(model, [state[0, ends] for state in hidden_states(model, output)]), dim=-1).cpu()
 
 
-def embed_dialogues(model: Fromage, dialogues: Sequence[Dialogue], caption: bool = False) -> Tensor:
+def embed_dialogues(model: Fromage, dialogues: Sequence[VisualDialogue], caption: bool = False) -> Tensor:
     """Embeddings (N, rounds, q) of dialogues after each round."""
     rows = [embed_together(model, [search_text(each, at + 1, caption) for at in range(len(each.rounds))])
             for each in progress(dialogues, label="dialogues embedded")]
@@ -58,7 +58,7 @@ def embed_pictures(model: Fromage, features: np.ndarray) -> Tensor:
     return project_images(model, torch.as_tensor(np.asarray(features, np.float32), device=model.device)).cpu()
 
 # %% ../../nbs/visdial/02_search.ipynb #f034d5e1
-def clip_dialogues(tower: VisionTower, dialogues: Sequence[Dialogue], caption: bool = False,
+def clip_dialogues(tower: VisionTower, dialogues: Sequence[VisualDialogue], caption: bool = False,
                    after: Sequence[int] | None = None) -> tuple[Tensor, list[int]]:
     """CLIP's embeddings (N, A, P) `after` so many rounds (default: each), and how many of the N texts were cut at each."""
     rows, cuts = [], []

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.metrics import Comparison, Estimate
 from ..core.reporting import format_value, markdown_table
-from .dialogues import Dialogue
+from .dialogues import VisualDialogue
 
 # %% ../../nbs/visdial/03_tables.ipynb #d12e19bf
 METRICS = ("NDCG", "MRR", "R@1", "R@5", "R@10", "mean rank")
@@ -58,7 +58,7 @@ def place_table(table: Mapping[str, Mapping[str, Estimate | float]], differences
     return markdown_table(["in the image's place", *METRICS, f"MRR, {image} - this"], rows)
 
 # %% ../../nbs/visdial/03_tables.ipynb #6c9eeadf
-def worked_rounds(dialogue: Dialogue, scores: Mapping[str, np.ndarray]) -> str:
+def worked_rounds(dialogue: VisualDialogue, scores: Mapping[str, np.ndarray]) -> str:
     """Markdown: each question and true answer; by each name's scores (rounds, N) the best candidate and the true one's rank."""
     rows = []
     for at, each in enumerate(dialogue.rounds):

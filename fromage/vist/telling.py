@@ -21,7 +21,7 @@ from ..model.generation import Decoding, Reply, generate
 from ..model.model import RET, Fromage
 from ..model.prompts import Piece, build_prompt, show_prompt
 from .retrieval import StorySet
-from .stories import STORY_LENGTH, Story
+from .stories import STORY_LENGTH, VistStory
 
 # %% ../../nbs/vist/02_telling.ipynb #ac930bee
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def written_by(models: Sequence[str], conditions: Sequence[str], decodings: Sequ
     return {HUMAN: 1, f"{HUMAN}, whole story": STORY_LENGTH} | made
 
 
-def human_telling(story: Story, whole: bool = False) -> Telling:
+def human_telling(story: VistStory, whole: bool = False) -> Telling:
     """The control: what a person wrote."""
     return Telling(
         story=story.id, album=story.album, images=story.images, human=story.captions, sentences=story.captions,
@@ -127,7 +127,7 @@ class Written:
     seed: int | None
 
 
-def model_telling(story: Story, told: Sequence[str], written: Sequence[Written], **made: str | dict) -> Telling:
+def model_telling(story: VistStory, told: Sequence[str], written: Sequence[Written], **made: str | dict) -> Telling:
     """The line of a story told by a model: all its sentences, those that it wrote, and how they were made."""
     return Telling(
         story=story.id, album=story.album, images=story.images, human=story.captions, sentences=tuple(told),
