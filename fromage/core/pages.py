@@ -134,6 +134,8 @@ def describe_origin(record: RunRecord) -> str:
 
 def paper_table(report: Report) -> str:
     """Markdown: the paper's claims about a run beside its figures; where there are none, the record's headline."""
+    if report.record.run == "claims":  # that page lists them all
+        return ""
     answers = answers_of(report.name, report.record)
     if not answers:
         return markdown_table(["figure", "value [95 % interval]", "items used"],
