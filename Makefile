@@ -5,6 +5,7 @@
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
+# make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make outputs   run the library's notebooks and store their small outputs in them
@@ -84,11 +85,11 @@ rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 
 # The network is used here; what is there already is not fetched again.
-.PHONY: smollm2 pictures
+.PHONY: smollm2 pictures wordnet
 pictures: environment
 	@python -m fromage.real.drawings
-smollm2: environment
-	@python -m fromage.real.fetching smollm2
+smollm2 wordnet: environment
+	@python -m fromage.real.fetching $@
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture
