@@ -159,11 +159,10 @@ class StoreWriter:
         self.header = partial(npy_header, width=width, dtype=parts["dtype"])
         text_size, self.sums = 0, {"features.npy": 0, "rows.jsonl": 0}
         if (folder / "journal.json").is_file():
-            journal = read_json(folder / "journal.json", JOURNAL, "a journal as an extraction writes it; or delete the folder",
-                                StoreError)
+            journal = read_json(folder / "journal.json", JOURNAL, "an extraction's journal, or no folder", StoreError)
             check_parts(folder, journal["parts"], parts)
-            self.rows, text_size, self.sums = journal["rows"], journal["text_size"], journal.get("sums", self.sums)
-            self.images = journal.get("images")  # unknown where it was begun before these were summed
+            self.rows, text_size, self.images = journal["rows"], journal["text_size"], journal.get("images")
+            self.sums = journal.get("sums", self.sums)
             self.problems = Problems(**{name: journal["problems"][name] for name in ("n_total", "counts", "names")})
         size = -1 if self.rows < 0 else self.rows and len(self.header(0)) + self.rows * width * np.dtype(parts["dtype"]).itemsize
         self.features, self.text = self.open("features.npy", size), self.open("rows.jsonl", text_size)
@@ -198,8 +197,8 @@ class StoreWriter:
             stream.flush()
             os.fsync(stream.fileno())
         write_json(self.folder / "journal.json", {
-            "parts": self.parts, "rows": self.rows, "text_size": self.text.tell(), "sums": self.sums,
-            "images": self.images, "problems": asdict(problems)})
+            "parts": self.parts, "rows": self.rows, "text_size": self.text.tell(), "sums": self.sums, "images": self.images,
+            "problems": asdict(problems)})
 
 # %% ../../nbs/networks/02_features.ipynb #10bf26ac
 def find_lines(path: Path) -> np.ndarray:
