@@ -71,7 +71,7 @@ class Exchange:
     steps: Annotated[tuple[PlainStep, ...], told("a list")] = ()
     attempt: PlainCount = 0
 
-
+# %% ../../nbs/chat/01_dialogue.ipynb #9b1c0a02
 def tidy(exchange: Exchange) -> Exchange:
     """With the text as `ask` would take it."""
     return replace(exchange, text=clean_text(exchange.text, exchange.pictures))

@@ -50,7 +50,7 @@ PlainText = Annotated[str, Strict(), AfterValidator(in_unicode), told("a text in
 PlainRow = Annotated[Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] | None, told("null or a whole number from 0")]
 PlainScore = Annotated[Annotated[float, Strict(), Field(ge=-1.01, le=1.01)] | None, told("null or a cosine, from -1 to 1")]
 
-
+# %% ../../nbs/chat/00_pictures.ipynb #9b1c0a01
 @dataclass(frozen=True)
 class Picture:
     """An image file, what it is called, and, where an index brought it, its row there and its cosine with the query."""
