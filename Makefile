@@ -6,6 +6,7 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
@@ -95,6 +96,11 @@ smollm2: environment
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The same as in the tests, with more cases.
+.PHONY: attack
+attack: environment
+	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
 
 # The drawing in the README.
 .PHONY: rooms
