@@ -8,6 +8,7 @@
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
@@ -106,6 +107,11 @@ knowledge: environment
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The same as in the tests, with more cases.
+.PHONY: attack
+attack: environment
+	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
 
 # The drawing in the README.
 .PHONY: rooms
