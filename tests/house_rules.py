@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST_MODULE, LONGEST_CELL, LONGEST_LINE = 300, 50, 130
 # The rooms from the ground up: a room imports only rooms before it. CONTRIBUTING.md says what stands in each.
 ROOMS = ("core", "mini", "data", "networks", "real", "model", "vist", "visdial", "truth", "released", "ablation", "study", "chat")
+# Beginnings of the names of notebooks whose definitions do not all have an example that is shown.
+UNSHOWN = ("core/00_config", "core/13_boundaries", "model/", "vist/", "visdial/", "truth/", "released/",
+           "ablation/", "study/", "chat/")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Cell:
     def exported(self) -> bool:
         """Whether nbdev writes it into a module."""
         return self.kind == "code" and bool(re.search(r"^#\| *(export|exporti|exports)\b", self.source, re.MULTILINE))
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it runs without being shown."""
+        return bool(re.search(r"^#\| *hide\b", self.source, re.MULTILINE))
 
     @property
     def tree(self) -> ast.Module:
@@ -272,6 +280,60 @@ def meanings(notebooks: Sequence[Notebook]) -> list[str]:
                 homes[name].add(notebook.name)
     return [f"{name} is defined in {' and '.join(sorted(places))}" for name, places in homes.items()
             if len(places) > 1 and name != "main" and not name.startswith("_")]
+
+
+def shown_names(tree: ast.AST) -> set[str]:
+    """The names that a cell uses, other than to import them or in a call that must fail."""
+    if isinstance(tree, (ast.Import, ast.ImportFrom)) or is_refusal(tree):
+        return set()
+    own = {tree.id} if isinstance(tree, ast.Name) else {tree.attr} if isinstance(tree, ast.Attribute) else set()
+    return own.union(*map(shown_names, ast.iter_child_nodes(tree)))
+
+
+def is_refusal(node: ast.AST) -> bool:
+    """Whether a node is `test_fail(...)`."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "test_fail"
+
+
+def imported_names(notebooks: Iterable[Notebook]) -> dict[str, set[str]]:
+    """Module (`room.name`) -> the names that notebooks import from it."""
+    found = defaultdict(set)
+    for cell in (cell for notebook in notebooks for cell in notebook.code):
+        for node in ast.walk(cell.tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fromage."):
+                found[node.module.removeprefix("fromage.")] |= {item.name for item in node.names}
+    return found
+
+
+def examples(notebooks: Sequence[Notebook], unshown: tuple[str, ...] = UNSHOWN) -> list[str]:
+    """A definition that another notebook imports is used in a later cell of its own that is shown: neither exported nor hidden."""
+    found, imported = [], imported_names(notebooks)
+    for notebook in library(notebooks):
+        shown, lacking = set(), []
+        for cell in reversed(notebook.code):
+            if not cell.exported:
+                shown |= set() if cell.hidden else shown_names(cell.tree)
+                continue
+            defined = {node.name for node in cell.tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))} - {"main"}
+            lacking += sorted(defined & imported[notebook.module] - shown)
+        if lacking and not notebook.name.startswith(unshown):
+            found.append(f"{notebook.name}: no example is shown of {', '.join(lacking)}")
+    return found
+
+
+def refusals(notebooks: Sequence[Notebook], unshown: tuple[str, ...] = UNSHOWN) -> list[str]:
+    """A cell that does nothing but try what must fail stands behind `#| hide`."""
+    found = []
+    for notebook in library(notebooks):
+        for cell in notebook.code if not notebook.name.startswith(unshown) else ():
+            nodes = [*ast.walk(cell.tree)]
+            tells = any(isinstance(node, ast.Assert) or isinstance(node, ast.Name) and node.id in ("print", "test_eq", "test_close")
+                        for node in nodes)
+            last = cell.tree.body[-1] if cell.tree.body else None
+            shows = isinstance(last, ast.Expr) and not is_refusal(last.value)
+            if any(map(is_refusal, nodes)) and not (tells or shows or cell.hidden or cell.exported):
+                found.append(f"{cell.name}: nothing but refusals; put `#| hide` on its first line")
+    return found
 
 
 def documentation(notebooks: Sequence[Notebook]) -> list[str]:

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 NOTEBOOKS = rules.read_notebooks()
 RULES = [rules.names, rules.openings, rules.imports, rules.cell_sizes, rules.prose, rules.parameters, rules.definitions,
-         rules.identifiers, rules.duplicates, rules.meanings, rules.documentation]
+         rules.identifiers, rules.duplicates, rules.meanings, rules.documentation, rules.examples, rules.refusals]
 
 
 def notebook(name: str, *sources: str, tags: tuple[str, ...] = ()) -> Notebook:
@@ -29,9 +29,11 @@ def notebook(name: str, *sources: str, tags: tuple[str, ...] = ()) -> Notebook:
     return Notebook(name, tuple(cells))
 
 
+DOUBLE = '#| export\ndef double(x: int) -> int:\n    """2 x."""\n    return 2 * x'
+TREBLE = DOUBLE.replace("double", "treble").replace("2", "3")
+USED = notebook("eval", "from fromage.core.third import treble")
 GOOD = [
-    notebook("core/00_first", "#| default_exp core.first", "md # First\n> What it is.", "#| export\nimport os",
-             '#| export\ndef double(x: int) -> int:\n    """2 x."""\n    return 2 * x'),
+    notebook("core/00_first", "#| default_exp core.first", "md # First\n> What it is.", DOUBLE, "md Twice three.", "double(3)"),
     notebook("core/10_second", "#| default_exp core.second", "md # Second\n> What it is.", "#| export\nfrom fromage.core.first import double"),
     notebook("train", "md # Train", "steps: int = 3  # optimiser steps", tags=("parameters",)),
 ]
@@ -83,14 +85,29 @@ VIOLATIONS = {
     "a class in a run": (rules.definitions, notebook("eval", "if True:\n class A: pass")),
     "no id": (rules.identifiers, Notebook("eval", (Cell("eval, cell 0", "code", "x = 1"),))),
     "an id given twice": (rules.identifiers, Notebook("eval", (Cell("a", "code", "1", (), "i"),) * 2)),
-    "a copied cell": (rules.duplicates, notebook("eval", "import re\n" + GOOD[0].cells[-1].source.replace("* x", "*x"))),
+    "a copied cell": (rules.duplicates, notebook("eval", "import re\n" + DOUBLE.removeprefix("#| export\n").replace("* x", "*x"))),
     "a name with two meanings": (rules.meanings, notebook("mini/20_third", "#| export\ndouble, half = 2, 0.5")),
     "a name with two meanings and a type": (rules.meanings, notebook("mini/20_third", "#| export\ndouble: int = 2")),
     "no docstring": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x: int) -> int:\n    return x")),
     "no type": (rules.documentation, notebook("core/20_third", "#| export\ndef f(x) -> int:\n    '''f.'''")),
     "no type of **options": (rules.documentation, notebook("core/20_third", "#| export\ndef f(**options) -> int:\n    '''f.'''")),
+    "no example": (rules.examples, USED, notebook("core/20_third", "#| default_exp core.third", TREBLE, "from fromage.core.third import treble")),
+    "an example before": (rules.examples, USED, notebook("core/20_third", "#| default_exp core.third", "treble(1)", TREBLE)),
+    "a hidden example": (rules.examples, USED, notebook("core/20_third", "#| default_exp core.third", TREBLE, "#| hide\ntreble(1)")),
+    "an example that fails": (rules.examples, USED, notebook("core/20_third", "#| default_exp core.third", TREBLE,
+                                                             "test_fail(lambda: treble(''))")),
+    "an example in another notebook": (rules.examples, notebook("core/20_third", "#| default_exp core.third", TREBLE),
+                                       notebook("train", "from fromage.core.third import treble", "treble(1)")),
+    "nothing but refusals": (rules.refusals, notebook("core/20_third", "x = 3", "for y in 'ab':\n    test_fail(lambda: treble(y))")),
     "no result": (rules.documentation, notebook("core/20_third", "#| export\nclass A:\n '''A.'''\n def f(self):\n  '''f.'''")),
 }
+
+
+def test_refusals_beside_an_example_may_be_seen() -> None:
+    beside = "test_fail(lambda: treble(''))\n"
+    cells = [f"{beside}test_eq(treble(1), 3)", f"{beside}treble(1)", f"#| hide\n{beside}", f"{beside}print(treble(1))"]
+    assert rules.refusals([notebook("core/20_third", *cells)]) == []
+    assert len(rules.examples([notebook("vist/20_third", "#| default_exp core.third", TREBLE), USED], ())) == 1
 
 
 @pytest.mark.parametrize("rule, bad", [(rule, bad) for rule, *bad in VIOLATIONS.values()], ids=VIOLATIONS.keys())

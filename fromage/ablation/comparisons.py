@@ -17,7 +17,7 @@ import numpy as np
 
 from .measurements import LESS, less_is_better
 from .sweep import LAST_LOSSES, Outcome
-from ..core.metrics import Estimate, group_numbers, holm
+from ..core.metrics import Estimate, group_numbers, holm, interval_ends
 from ..core.paper import CAPTION_SEARCH, FULL_STORY
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #3a656363
@@ -60,8 +60,9 @@ def estimate(values: np.ndarray, groups: Sequence, samples: int = 2000, seed: in
     used = ~np.isnan(values).any(0)
     if not used.any():
         raise ValueError(f"none of {values.shape[1]} items has a value under all seeds: allowed is at least one")
-    kept = values[:, used]
-    low, high = np.quantile(resample(kept, np.asarray(groups)[used], samples, seed), (0.025, 0.975))
+    kept, drawn = values[:, used], np.asarray(groups)[used]
+    ends = interval_ends(len(np.unique(drawn)))
+    low, high = np.quantile(resample(kept, drawn, samples, seed), ends)
     return Estimate(float(kept.mean()), float(low), float(high), int(used.sum()), values.shape[1])
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #ff987682

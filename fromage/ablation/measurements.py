@@ -26,8 +26,7 @@ from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.training import FeaturePairs, embed_pairs
 from ..networks.backbones import VisionTower
-from ..networks.features import describe_store, extract_features
-from ..networks.splits import render_if_mini
+from ..networks.splits import open_store, render_if_mini
 from ..truth.naming import naming_hits
 from ..visdial.answers import LENGTH_SUMS, ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
 from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
@@ -73,8 +72,7 @@ def open_material(tower: VisionTower, sources: Sources, folder: str) -> Material
     found = read_dialogues(sources.dialogues, sources.dense)
     images, keys, features = DialogueImages(found, sources.dialogue_images), [store.content, found.key], []
     for squash in (True, False):
-        key = hash_value(describe_store(tower, images, squash=squash))[:12]
-        own = extract_features(tower, images, f"{folder}/visdial-{key}", squash=squash)
+        own = open_store(tower, images, folder, "visdial", squash=squash)
         rows = {name: row for row, name in enumerate(own.ids)}
         usable = [each for each in found.dialogues if str(each.image_id) in rows]
         features.append(torch.from_numpy(np.array(own.features[[rows[str(each.image_id)] for each in usable]], np.float32)))
