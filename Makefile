@@ -5,7 +5,10 @@
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
+# make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
+# make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
@@ -84,17 +87,31 @@ rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 
 # The network is used here; what is there already is not fetched again.
-.PHONY: smollm2 pictures
+.PHONY: smollm2 pictures wordnet
 pictures: environment
 	@python -m fromage.real.drawings
-smollm2: environment
-	@python -m fromage.real.fetching smollm2
+smollm2 wordnet: environment
+	@python -m fromage.real.fetching $@
+
+# What cannot be fetched is named, and left out of the record.
+.PHONY: knowledge
+knowledge: environment
+	-@python -m fromage.real.fetching smollm2 wordnet
+	-@python -m fromage.real.drawings
+	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
+	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p seeds 3 -p report reports/eval_knowledge-emoji </dev/null
+	python -m fromage.core.reporting reports/eval_knowledge-emoji.ipynb
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture
 picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
+
+# The same as in the tests, with more cases.
+.PHONY: attack
+attack: environment
+	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
 
 # The drawing in the README.
 .PHONY: rooms

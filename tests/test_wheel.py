@@ -65,6 +65,20 @@ def test_the_shipped_model_opens_in_an_empty_folder(site: Path, folder: Path) ->
     assert (folder / "data/runs/indexes").is_dir()
 
 
+def test_the_lines_of_the_readme_run_in_an_empty_folder(site: Path, folder: Path) -> None:
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    lines = next(block.partition("```")[0] for block in blocks if "open_assistant" in block)
+    assert "assistant.ask(" in lines and "assistant.find(" in lines
+    (folder / "folder/of").mkdir(parents=True)
+    (folder / "pictures").rename(folder / "folder/of/images")
+    Image.open(folder / "folder/of/images/red.png").save(folder / "picture.jpg")
+    lines = lines.replace("k=5", "k=2")  # here are two pictures, not five
+    done = python(site, folder, "-c", f"{lines}\nprint(answer)\nprint(len(images))")
+    assert done.returncode == 0, done.stderr
+    answer, count = done.stdout.splitlines()
+    assert answer and count == "2"
+
+
 def test_the_command_runs_a_notebook(site: Path, folder: Path) -> None:
     words = ["--captions", "pictures", "--form", "folder", "--output", "store", "--shown", "1"]
     done = python(site, folder, "-m", "fromage.chat.command", "prepare", *words)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'say', 'sentences',
            'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling', 'find_ratings',
-           'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features', 'note_finding']
+           'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features', 'find_knowledge',
+           'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -194,11 +195,26 @@ def find_features(metrics: Mapping[str, Any]) -> tuple[str, str]:
                ("{:,} were seen", look(metrics, "images seen"))), (
         "whether captions belong to their images")
 
+
+def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`eval_knowledge`: the finding, and what it does not show."""
+    systems = (("maps trained on names find its picture among the ten best in {} %", "maps on the language model"),
+               ("on random weights in {} %", "random weights"),
+               ("the language model's own states in {} %", "the model's own states, best of all"),
+               ("words alone in {} %", "tf-idf of names and further names"))
+    return sentences(*(
+        say(*((f"{opening}{text}" * bool(number == 0) or text, look(metrics, group, name, "R@10"))
+              for number, (text, name) in enumerate(systems)), ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
+        for group, opening in (("own queries", "of a query that names nothing "),
+                               ("definitions", "of a lexicographer's definition ")))), (
+        "that a network has learned to see: pictures are principal components of their pixels")
+
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
     "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues, "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
-    "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims}
+    "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
+    "eval_knowledge": find_knowledge}
 
 
 def note_finding(record: RunRecord) -> str:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
-           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'read_limited',
-           'read_image', 'resolve_inside', 'read_inside', 'list_files', 'describe_file', 'describe_files',
-           'ImageFolder']
+           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'sum_examples',
+           'read_limited', 'read_image', 'resolve_inside', 'read_inside', 'list_files', 'describe_file',
+           'describe_files', 'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
@@ -14,7 +14,8 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,6 +170,15 @@ class CaptionSource:
 
     def __iter__(self) -> Iterator[CaptionedImage]:
         return self.read()
+
+# %% ../../nbs/data/00_sources.ipynb #5e3c0a00
+def sum_examples(examples: Iterable[CaptionedImage], start: int | None = 0) -> int | None:
+    """CRC-32 of the ids, captions and files of examples, going on behind `start`; None, which is unknown, stays so."""
+    for example in examples if start is not None else ():
+        for part in (example.id, example.caption):
+            start = zlib.crc32(f"{part}\n".encode("utf-8", "surrogatepass"), start)
+        start = zlib.crc32(example.data, start)
+    return start
 
 # %% ../../nbs/data/00_sources.ipynb #2888f948
 def read_limited(stream: BinaryIO, size: int) -> bytes:

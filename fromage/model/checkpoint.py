@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.boundaries import boundary, read_json
+from ..core.boundaries import boundary, describe_error, read_json
 from ..core.config import Config, change, flatten, resolve_path
 from ..core.records import to_plain
 from ..core.tensors import CheckpointError, keep_earlier, load_newest, load_tensors, save_tensors
@@ -263,8 +263,8 @@ def load_released_gallery(path: str | Path) -> tuple[list[str], np.ndarray]:
         rows = np.stack([np.asarray(row, np.float32) for row in content["embeddings"]])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (OSError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: not a released gallery ({type(error).__name__}: {error})") from None
+    except Exception as error:  # a damaged pickle may fail in any way, and ask for any amount of memory
+        raise CheckpointError(f"{path}: not a released gallery ({describe_error(error)})") from None
     if rows.ndim != 2 or len(paths) != len(rows):
         raise CheckpointError(f"{path}: {len(paths)} paths for embeddings of shape {rows.shape}")
     return paths, rows

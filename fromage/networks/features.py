@@ -29,7 +29,7 @@ from ..core.config import resolve_path
 from ..core.folders import locked
 from ..core.records import (atomic_path, find_damage, hash_value, portable_path, progress, sum_blocks,
                                   write_json)
-from ..data.sources import BadImage, CaptionedImage, CaptionSource, Problems, decode_image
+from ..data.sources import BadImage, CaptionedImage, CaptionSource, Problems, decode_image, sum_examples
 from .backbones import VisionTower
 
 # %% ../../nbs/networks/02_features.ipynb #bc4aa81c
@@ -73,7 +73,8 @@ class FeatureStore:
 
 # %% ../../nbs/networks/02_features.ipynb #47292911
 STORE_SIZES = dict.fromkeys(("features.npy", "rows.jsonl", "offsets.npy"), int)
-MANIFEST = {"bytes": STORE_SIZES, "key": str, "parts": {str: object}, "problems": {str: object}, "sums?": {str: [int]}}
+MANIFEST = {"bytes": STORE_SIZES, "key": str, "parts": {str: object}, "problems": {str: object}, "sums?": {str: [int]},
+            "images?": (int, type(None))}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def open_features(folder: str | Path, key: str | None = None, verify: bool = Tru
 
 # %% ../../nbs/networks/02_features.ipynb #51c718de
 JOURNAL = {"parts": {str: object}, "rows": int, "text_size": int, "sums?": {"features.npy": int, "rows.jsonl": int},
-           "problems": {"n_total": int, "counts": {str: int}, "names": {str: [str]}}}
+           "images?": (int, type(None)), "problems": {"n_total": int, "counts": {str: int}, "names": {str: [str]}}}
 
 
 def npy_header(rows: int, width: int, dtype: str) -> bytes:
@@ -154,14 +155,14 @@ class StoreWriter:
     """Appends rows to the store in `folder`, going on behind what an interrupted writer flushed."""
 
     def __init__(self, folder: Path, parts: dict[str, Any], width: int):
-        self.folder, self.parts, self.width, self.rows, self.problems = folder, parts, width, 0, Problems()
+        self.folder, self.parts, self.width, self.rows, self.problems, self.images = folder, parts, width, 0, Problems(), 0
         self.header = partial(npy_header, width=width, dtype=parts["dtype"])
         text_size, self.sums = 0, {"features.npy": 0, "rows.jsonl": 0}
         if (folder / "journal.json").is_file():
-            journal = read_json(folder / "journal.json", JOURNAL, "a journal as an extraction writes it; or delete the folder",
-                                StoreError)
+            journal = read_json(folder / "journal.json", JOURNAL, "an extraction's journal, or no folder", StoreError)
             check_parts(folder, journal["parts"], parts)
-            self.rows, text_size, self.sums = journal["rows"], journal["text_size"], journal.get("sums", self.sums)
+            self.rows, text_size, self.images = journal["rows"], journal["text_size"], journal.get("images")
+            self.sums = journal.get("sums", self.sums)
             self.problems = Problems(**{name: journal["problems"][name] for name in ("n_total", "counts", "names")})
         size = -1 if self.rows < 0 else self.rows and len(self.header(0)) + self.rows * width * np.dtype(parts["dtype"]).itemsize
         self.features, self.text = self.open("features.npy", size), self.open("rows.jsonl", text_size)
@@ -196,7 +197,7 @@ class StoreWriter:
             stream.flush()
             os.fsync(stream.fileno())
         write_json(self.folder / "journal.json", {
-            "parts": self.parts, "rows": self.rows, "text_size": self.text.tell(), "sums": self.sums,
+            "parts": self.parts, "rows": self.rows, "text_size": self.text.tell(), "sums": self.sums, "images": self.images,
             "problems": asdict(problems)})
 
 # %% ../../nbs/networks/02_features.ipynb #10bf26ac
@@ -224,7 +225,7 @@ def finish_store(writer: StoreWriter, problems: Problems, names: dict[str, str])
     sizes = {name: (folder / name).stat().st_size for name in ("features.npy", "rows.jsonl", "offsets.npy")}
     manifest = {"key": hash_value(writer.parts), "parts": writer.parts, "names": names, "rows": writer.rows,
                 "width": writer.width, "bytes": sizes, "sums": {name: sum_blocks(folder / name) for name in sizes},
-                "problems": problems.summary()}
+                "images": writer.images, "problems": problems.summary()}
     write_json(folder / "manifest.json", manifest | {"check": hash_value(manifest)})
     (folder / "journal.json").unlink()
 
@@ -263,6 +264,7 @@ def read_batches(
         batch = [*islice(examples, batch_size if limit is None else min(batch_size, limit - writer.rows))]
         if not batch:
             return
+        writer.images = sum_examples(batch, writer.images)
         yield batch
 
 

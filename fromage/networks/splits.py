@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORLD', 'places', 'check_apart', 'Split', 'render_if_mini', 'open_split', 'store_folder', 'open_store', 'load_split',
-           'find_pictures']
+           'find_pictures', 'recheck_source']
 
 # %% ../../nbs/networks/03_splits.ipynb #2ecef0ff
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from ..core.config import Config, Data, resolve_path
 from ..core.records import hash_value
 from ..data.captions import open_captions
 from ..data.layouts import list_shards
-from ..data.sources import CaptionSource, decode_image
+from ..data.sources import CaptionSource, decode_image, sum_examples
 from ..mini.rendering import ensure_world
 from .backbones import VisionTower
-from .features import FeatureStore, describe_store, extract_features
+from .features import FeatureStore, StoreError, describe_store, extract_features, read_manifest
 
 # %% ../../nbs/networks/03_splits.ipynb #3e5b0a01
 def places(path: str, form: str) -> set[Path]:
@@ -104,3 +104,18 @@ def find_pictures(source: CaptionSource, ids: Sequence[str]) -> list[Image.Image
     if missing:
         raise KeyError(f"{source.path}: no images {', '.join(missing[:5])}")
     return [found[name] for name in ids]
+
+# %% ../../nbs/networks/03_splits.ipynb #5e3c0b02
+def recheck_source(source: CaptionSource, folder: str | Path) -> int:
+    """How many examples of a source were read again; StoreError unless each is, byte for byte, what the store was made from."""
+    manifest, total, count = read_manifest(resolve_path(folder)), 0, 0
+    if manifest.get("images") is None:
+        raise StoreError(f"{folder}: made before pictures were summed; delete the folder to compute it again")
+    for count, example in enumerate(source.read(), 1):
+        total = sum_examples([example], total)
+        if source.problems.n_total == manifest["problems"]["n_total"]:
+            break  # a limit, or the last one
+    if total != manifest["images"]:
+        raise StoreError(f"{source.path}: captions or pictures are not what the features in {folder} were made from, though "
+                         "names, sizes and times are; delete that folder to compute them again")
+    return count

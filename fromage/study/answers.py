@@ -21,7 +21,7 @@ import pyarrow.parquet as parquet_files
 from pyarrow import Table
 
 from ..core.config import resolve_path
-from ..core.boundaries import boundary, check_shape
+from ..core.boundaries import boundary, check_shape, describe_error
 from ..core.journals import parse_lines
 from ..core.records import atomic_path, write_json, write_text
 from .folder import Study
@@ -130,12 +130,12 @@ def import_table(study: Study, path: str | Path) -> pd.DataFrame:
     try:
         table = parquet_files.read_table(path).to_pandas() if parquet else pd.read_csv(
             path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no table of answers ({error}); allowed is what export_table wrote") from None
+    except Exception as error:
+        raise ValueError(f"{path}: no table of answers ({describe_error(error)}); allowed is what export_table wrote") from None
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"{path}: columns {', '.join(table.columns)}; allowed are {', '.join(COLUMNS)}")
     if strangers := set(table["study"]) - {study.hash}:
-        other = ", ".join(each[:12] for each in strangers)
+        other = ", ".join(str(each)[:12] for each in strangers)
         raise ValueError(f"{path}: answers of another study ({other}); allowed is {study.hash[:12]}")
     table["right"] = table["right"].astype(object).where(table["right"].notna(), None)
     return table

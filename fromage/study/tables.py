@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIMULATED', 'Both', 'NOBODY_LEFT', 'ResultTable', 'Findings', 'find_results', 'find_both', 'main_results',
-           'name_scale', 'share_table', 'difference_table', 'agreement_table', 'rater_table', 'plot_shares']
+           'name_scale', 'share_table', 'difference_table', 'agreement_table', 'rater_table', 'plot_shares',
+           'power_table', 'result_metrics']
 
 # %% ../../nbs/study/08_tables.ipynb #b0ddf006
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,7 +19,8 @@ from matplotlib.figure import Figure
 from ..core.metrics import Estimate
 from ..core.reporting import format_value, markdown_table
 from .agreement import alpha_estimate, choice_counts, exclusions, rater_measures
-from .preferences import compare_choices, score_preferences, share_estimates, side_estimates
+from .preferences import (compare_choices, planned_shares, power_lines, score_preferences,
+                                       share_estimates, side_estimates)
 from .specification import Specification
 
 # %% ../../nbs/study/08_tables.ipynb #15d72a04
@@ -155,3 +158,20 @@ def plot_shares(findings: Mapping[str, Findings], specification: Specification, 
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     plt.close(figure)
     return figure
+
+# %% ../../nbs/study/08_tables.ipynb #58380005
+def power_table(specification: Specification, difference: float, simulated: bool, seed: int = 0) -> ResultTable:
+    """Power to find two systems that differ by so many points, all others between them; by items and ratings."""
+    count = len(specification.systems) if specification.scale == "choice" else 2
+    header, lines = power_lines(planned_shares(difference, count), seed=seed)
+    return ResultTable(f"power (%) for {difference:g} points", tuple(header), tuple(map(tuple, lines)), simulated)
+
+
+def result_metrics(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]], simulated: bool) -> dict[str, Any]:
+    """Shares, agreement and differences of the main results, who was excluded, and how many raters were left."""
+    label, found, _ = main_results(findings, out)
+    word = f"{SIMULATED}: {label}" if simulated else label
+    shares = {f"{word}{name}, {system}": value for name, row in found.shares.items() for system, value in row.items()}
+    alphas = {f"{word}alpha, {name}": value for name, value in found.alphas.items()}
+    return shares | alphas | {f"{word}differences": found.differences, f"{word}excluded raters": out,
+                              f"{word}raters": found.raters}

@@ -1,0 +1,473 @@
+"""Files and parameters as an attacker, or a disk, would have them: every reader takes them in whole or refuses them in one line."""
+
+import ast
+import copy
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+import tomllib
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import torch
+from house_rules import ROOT
+
+ODD = (None, True, -1, 10**30, 0.5, "", "x", "\ud800", [], [[]], {}, {"x": 1}, [None], "../x", float("nan"))
+PATIENCE = 10  # seconds
+RAW = re.compile(r"\b(KeyError|TypeError|AttributeError|IndexError|RecursionError|Traceback)\b")
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything inside a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield value, key
+        yield from places(each)
+
+
+def mutate(value: Any, rng: random.Random) -> Any:
+    """A copy with one place replaced by something odd, or left out; now and then the whole."""
+    value = copy.deepcopy(value)
+    found = [*places(value)]
+    if not found or rng.random() < 0.05:
+        return rng.choice(ODD)
+    container, key = rng.choice(found)
+    if rng.random() < 0.3:
+        del container[key]
+    else:
+        container[key] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Bytes with one wound: a bit, a cut, a piece lost, doubled, moved or foreign, a number that is enormous."""
+    start, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 4, 64, 512))
+    end = min(len(data), start + size)
+    numbers = [*re.finditer(rb"-?\d+", data[:20_000])]
+    kind = rng.randrange(9)
+    if kind == 0 and data:
+        place = rng.randrange(len(data))
+        return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1:]
+    if kind == 1:
+        return data[:start]
+    if kind == 2:
+        return data[:start] + data[end:]
+    if kind == 3:
+        return data[:end] + data[start:end] * rng.choice((1, 3, 100)) + data[end:]
+    if kind == 4:
+        return data[:start] + rng.randbytes(end - start) + data[end:]
+    if kind == 5:
+        return data[:start] + bytes(end - start) + data[end:]
+    if kind == 6 and numbers:
+        found = rng.choice(numbers)
+        return data[:found.start()] + rng.choice((b"-1", b"99999999999999999999", b"1e400", b"0")) + data[found.end():]
+    if kind == 7:
+        return data[:start] + rng.choice((b"\xff\xfe", b"\r", b"\n\n", b"\t", b"\0", b'"', b"{", b"[" * 50_000)) + data[start:]
+    return rng.choice((b"", rng.randbytes(64), b"null", b"[]", b"{}", data[::-1]))
+
+
+def mutate_text(data: bytes, rng: random.Random) -> bytes:
+    """JSON, or lines of it, with one place of its values changed; of anything else, bytes."""
+    lines = data.split(b"\n") if data.count(b"\n") and not data.startswith(b"{\n") and not data.startswith(b"[\n") else [data]
+    number = rng.randrange(len(lines))
+    try:
+        lines[number] = json.dumps(mutate(json.loads(lines[number]), rng)).encode("utf-8", "surrogatepass")
+    except ValueError:
+        return mutate_bytes(data, rng)
+    return b"\n".join(lines)
+
+
+@dataclass
+class Target:
+    """A reader, the good files that it reads (name -> bytes) below a folder, and how one of them is wounded."""
+    name: str
+    folder: Path
+    read: Callable[[], Any]
+    wounded: tuple[str, ...]
+    text: bool = False
+    refusals: tuple[type[Exception], ...] = (ValueError, OSError)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in self.folder.rglob("*")
+                      if path.is_file()}
+        assert set(self.wounded) <= set(self.files), (self.name, self.wounded, sorted(self.files))
+
+    def restore(self) -> None:
+        """The good files again, and no others."""
+        shutil.rmtree(self.folder)
+        for name, data in self.files.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_bytes(data)
+
+    def attack(self, rng: random.Random) -> str:
+        """`read`, or the line that refused."""
+        name = rng.choice(self.wounded)
+        change = mutate_text if self.text and rng.random() < 0.6 else mutate_bytes
+        (self.folder / name).write_bytes(change(self.files[name], rng))
+        try:
+            return judge(self.read, self.refusals)
+        finally:
+            self.restore()
+
+
+class Found(AssertionError):
+    """An attack that ended neither in success nor in one clear line."""
+
+
+def judge(read: Callable[[], Any], refusals: tuple[type[Exception], ...] = (ValueError, OSError)) -> str:
+    """`read`, or the line that refused; Found for a raw error, a hang, or several lines."""
+    begun = time.monotonic()
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(Found(f"still running after {PATIENCE} s of its time")))
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.alarm(6 * PATIENCE)  # of the wall: a busy machine is no hang; what counts is measured below
+    spent = time.process_time()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            read()
+        line = "read"
+    except Found:
+        raise
+    except refusals as error:
+        line = str(error)
+        if "\n" in line or RAW.search(line) or not line:
+            raise Found(f"{type(error).__name__}: {line[:300]!r}") from error
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise Found(f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {str(error)[:200]!r}") from error
+    finally:
+        signal.alarm(0)
+    if time.process_time() - spent > PATIENCE:
+        raise Found(f"took {time.monotonic() - begun:.0f} s")
+    return line
+
+
+def peak_memory() -> int:
+    """MiB that this process has ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@dataclass
+class Tally:
+    """What was tried: target -> cases, of these read, different refusals, and what was found."""
+    cases: Counter = field(default_factory=Counter)
+    read: Counter = field(default_factory=Counter)
+    lines: dict[str, set[str]] = field(default_factory=dict)
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, name: str, attack: Callable[[], str], seed: int) -> None:
+        """One case."""
+        self.cases[name] += 1
+        try:
+            line = attack()
+        except Found as problem:
+            self.found.setdefault(name, []).append(f"seed {seed}: {problem}")
+            return
+        self.read[name] += line == "read"
+        if line != "read":
+            self.lines.setdefault(name, set()).add(re.sub(r"\d+|'[^']*'|/\S+", "…", line)[:200])
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """For a record."""
+        return {name: {"cases": count, "read": self.read[name], "different refusals": len(self.lines.get(name, ())),
+                       "found": len(self.found.get(name, ()))} for name, count in sorted(self.cases.items())}
+
+
+def attack_all(targets: list[Target], cases: int, seed: int = 0) -> Tally:
+    """`cases` attacks, shared out in turn over all targets and the parameters of all runs."""
+    tally, parameters = Tally(), [*declared_parameters()]
+    turns = [*targets, None, None]
+    for number in range(cases):
+        target, rng = turns[number % len(turns)], random.Random(f"{seed} {number}")
+        if target is None:
+            run, source = rng.choice(parameters)
+            tally.note("parameters of runs", lambda: attack_parameters(source, rng), number)
+        else:
+            tally.note(target.name, lambda: target.attack(rng), number)
+    return tally
+
+
+def declared_parameters() -> Iterator[tuple[str, str]]:
+    """(run, its parameters' and checks' cells, up to the check)."""
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        declared, check = cells[0].source, cells[1].source
+        call = next(node for node in ast.walk(ast.parse(check)) if isinstance(node, ast.Call)
+                    and getattr(node.func, "id", "") == "read_parameters")
+        limits = {word.arg: word.value for word in call.keywords}
+        plain = {}
+        for name, value in limits.items():
+            try:
+                plain[name] = ast.literal_eval(value)
+            except ValueError:  # names of the library
+                continue
+        yield path.stem, f"{declared}\nLIMITS = {plain!r}"
+
+
+def attack_parameters(source: str, rng: random.Random) -> str:
+    """One to three parameters of a run with odd values, or a name that it has not."""
+    from fromage.core.parameters import read_parameters
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    limits = namespace.pop("LIMITS")
+    names = [name for name in namespace["__annotations__"]]
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice([*names, "typo"])
+        namespace[name] = copy.deepcopy(rng.choice((*ODD, 0, 2, "cpu", "cuda:99", "mini", "a\nb", "/", 10**9, [1, 2], (3,), "\0")))
+    return judge(lambda: read_parameters(namespace, **limits))
+
+
+def picture(colour: tuple[int, int, int], form: str) -> bytes:
+    """A small picture's file."""
+    import io
+    from PIL import Image
+    pixels = np.random.default_rng(sum(colour)).integers(0, 256, (20, 24, 3), np.uint8)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.paste(colour, (0, 0, 12, 12))
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def caption_targets(place: Path) -> Iterator[Target]:
+    """Everything that is read as captioned images."""
+    from fromage.data.captions import open_captions
+    from fromage.data.sources import BadImage, decode_image
+    from fromage.mini.rendering import write_shards, write_tables
+
+    def take(path: Path, form: str, images: Path | None = None) -> None:
+        for example in open_captions(path, form, images):
+            try:
+                decode_image(example.data)
+            except BadImage:
+                continue
+
+    def target(name: str, read: Callable[[], Any], suffixes: tuple[str, ...], text: bool = False) -> Target:
+        folder = place / name.replace(" ", "-")
+        wounded = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name.endswith(suffixes)))
+        return Target(name, folder, read, wounded[:3], text)
+
+    write_shards(place / "shards", "train", 8, 4, 0)
+    yield target("shards", lambda: take(place / "shards", "shards"), (".tar", ".json"), True)
+    for form in ("google_tsv", "caption_tsv"):
+        folder = place / form.replace("_", "-")
+        write_tables(folder, 6, 0)
+        tables = {path: path.read_bytes() for path in folder.rglob("*.tsv")}
+        path = next((each for each, data in tables.items() if (b"://" in data) == (form == "google_tsv")))
+        yield Target(form, folder, lambda path=path, form=form, folder=folder: take(
+            path, form, next(each for each in folder.iterdir() if each.is_dir())), (path.relative_to(folder).as_posix(),))
+    folder = place / "pairs"
+    folder.mkdir()
+    for number, form in enumerate(("JPEG", "PNG", "WEBP", "GIF")):
+        (folder / f"{number}.{form.lower()}").write_bytes(picture((number, 200, 9), form))
+        (folder / f"{number}.txt").write_text("a caption")
+    yield target("pairs", lambda: take(folder, "pairs"), (".txt",))
+    photos = place / "pictures"
+    shutil.copytree(folder, photos)
+    yield target("pictures", lambda: take(photos, "folder"), ("0.jpeg", "1.png", "2.webp", "3.gif"))
+
+
+def benchmark_targets(place: Path) -> Iterator[Target]:
+    """VIST's, VisDial's and told stories' files."""
+    from fromage.visdial.dialogues import read_dialogues
+    from fromage.vist.stories import read_stories
+    from fromage.vist.telling import human_telling, load_tellings, save_tellings
+    line = {"story_id": "1", "album_id": "2", "photo_flickr_id": "3", "text": "A dog.", "worker_arranged_photo_order": 0}
+    story = {"images": [{"id": "3"}], "annotations": [[line | {"worker_arranged_photo_order": number}] for number in range(5)]}
+    turn = {"question": 0, "answer": 7, "answer_options": [*range(100)], "gt_index": 7}
+    talk = {"split": "val2018", "data": {
+        "dialogs": [{"image_id": number, "caption": "a box", "dialog": [turn] * 10} for number in (5, 6)],
+        "questions": ["is it"], "answers": [f"answer {number}" for number in range(100)]}}
+    dense = [{"image_id": 5, "round_id": 2, "relevance": [0.25] * 100}]
+    folders = {name: place / name for name in ("vist", "visdial", "tellings")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["vist"] / "told.json").write_text(json.dumps(story))
+    (folders["visdial"] / "talk.json").write_text(json.dumps(talk))
+    (folders["visdial"] / "dense.json").write_text(json.dumps(dense))
+    stories = read_stories(folders["vist"] / "told.json").stories
+    save_tellings(folders["tellings"] / "stories.jsonl", [human_telling(each) for each in stories * 2])
+    yield Target("VIST", folders["vist"], lambda: read_stories(folders["vist"] / "told.json", "story"), ("told.json",), True)
+    yield Target("VisDial", folders["visdial"], lambda: read_dialogues(
+        folders["visdial"] / "talk.json", folders["visdial"] / "dense.json"), ("talk.json", "dense.json"), True)
+    yield Target("told stories", folders["tellings"], lambda: load_tellings(folders["tellings"] / "stories.jsonl"),
+                 ("stories.jsonl",), True)
+
+
+def study_targets(place: Path) -> Iterator[Target]:
+    """A study, its key, answers, exports and specification."""
+    from fromage.study.answers import export_table, import_table, read_label_studio, read_ratings, write_label_studio
+    from fromage.study.blinding import ensure_practice
+    from fromage.study.folder import open_key, open_study
+    from fromage.study.session import Session, agree, record_answer
+    from fromage.study.specification import make_specification, read_specification
+    made = ensure_practice(place / "made" / "study", secret="fixed")
+    rater = next(iter(made.plan))
+    session = Session(made, rater)
+    agree(session)
+    for criterion in made.specification.criteria:
+        record_answer(session, criterion.name, session.visit.options[0])
+    session.journal.close()
+    key = open_key(made)
+
+    def folder(name: str) -> Path:
+        shutil.copytree(place / "made", place / name)
+        return place / name
+
+    first = folder("study")
+    yield Target("study", first, lambda: open_study(first / "study"), ("study/study.json",), True)
+    second = folder("key")
+    yield Target("study's key", second, lambda: open_key(open_study(second / "study")), ("study.key.json",), True)
+    third = folder("ratings")
+
+    def resume() -> None:
+        read_ratings(made, key, third / "study" / "ratings")
+        Session(open_study(third / "study"), rater).journal.close()
+    yield Target("ratings", third, resume, (f"study/ratings/{rater}.jsonl",), True)
+    exports = place / "exports"
+    exports.mkdir()
+    write_label_studio(made, exports)
+    answers, _ = read_ratings(made, key)
+    for ending in ("csv", "parquet"):
+        export_table(answers, exports / f"answers.{ending}")
+        yield Target(f"answers in {ending}", exports, lambda path=exports / f"answers.{ending}": import_table(made, path),
+                     (f"answers.{ending}",))
+    yield Target("Label Studio", exports, lambda: read_label_studio(made, key, exports / "tasks.json"), ("tasks.json",), True)
+    asked = place / "specification"
+    asked.mkdir()
+    shutil.copy(ROOT / "data/studies/paper.toml", asked)
+    yield Target("specification", asked, lambda: read_specification(asked / "paper.toml"), ("paper.toml",))
+    assert make_specification(tomllib.loads((asked / "paper.toml").read_text()))
+
+
+def store_targets(place: Path) -> Iterator[Target]:
+    """Feature stores, indexes, checkpoints, states, journals and records."""
+    from fromage.core.config import change, get_preset
+    from fromage.core.journals import Journal
+    from fromage.core.records import load_record, start_record
+    from fromage.core.tensors import load_newest, save_tensors
+    from fromage.model.checkpoint import load_checkpoint, save_checkpoint
+    from fromage.model.galleries import load_index, save_index
+    from fromage.model.model import Fromage
+    from fromage.model.retrieval import ImageIndex
+    from fromage.data.sources import ImageFolder
+    from fromage.networks.features import extract_features, open_features
+    from fromage.networks.stand_ins import stand_in_language_model
+
+    (place / "photos").mkdir()
+    for number in range(3):
+        (place / "photos" / f"{number}.png").write_bytes(picture((number, 9, 9), "PNG"))
+    source = ImageFolder(place / "photos")
+    extract_features(PatchTower(), source, place / "store")
+    yield Target("feature store", place / "store", lambda: [*open_features(place / "store").captions],
+                 ("features.npy", "rows.jsonl", "offsets.npy", "manifest.json"), True)
+    names = ["0.png", "1.png", "2.png"]
+    (place / "index").mkdir()
+    save_index(ImageIndex(names, torch.eye(3).half(), names, "key"), place / "index" / "a.safetensors")
+    yield Target("index", place / "index", lambda: load_index(place / "index" / "a.safetensors"), ("a.safetensors", "a.tsv"))
+    yield Target("index without sums", place / "index", lambda: load_index(place / "index" / "a.safetensors", verify=False),
+                 ("a.safetensors",))
+    (place / "checkpoint").mkdir()
+    model = Fromage(*stand_in_language_model("opt", spare_rows=7), 24, 2, 8)
+    config = change(get_preset("mini"), visual_tokens=2, retrieval_dim=8)
+    save_checkpoint(place / "checkpoint" / "c.safetensors", model, config, "tower")
+    for verify in (True, False):
+        yield Target("checkpoint" + " without sums" * (not verify), place / "checkpoint",
+                     lambda verify=verify: load_checkpoint(place / "checkpoint" / "c.safetensors", verify), ("c.safetensors",))
+    (place / "state").mkdir()
+    for name in ("state.safetensors", "state.previous.safetensors"):
+        save_tensors(place / "state" / name, "training state", {"weight/a": torch.ones(3)}, {"identity": {}})
+    yield Target("training state", place / "state", lambda: load_newest(place / "state" / "state.safetensors", "training state"),
+                 ("state.safetensors", "state.previous.safetensors"))
+    (place / "journal").mkdir()
+    with Journal(place / "journal" / "j.jsonl", {"of": 1}) as journal:
+        for number in range(4):
+            journal.append(str(number), np.arange(3.0))
+    yield Target("journal", place / "journal", lambda: Journal(place / "journal" / "j.jsonl", {"of": 1}).close(), ("j.jsonl",), True)
+    (place / "records").mkdir()
+    start_record("train", asdict(config), 0).finish({"R@1": 3}).save(place / "records" / "r.json")
+    yield Target("record", place / "records", lambda: load_record(place / "records" / "r.json"), ("r.json",), True)
+
+
+class PatchTower:
+    """A stand-in for a vision tower that averages patches of pixels."""
+    width, image_size, fingerprint, name = 12, (8, 8), "patches", "stand-in"
+
+    def preprocess(self, image: Any, squash: bool = False) -> torch.Tensor:
+        """Pixels (3, 8, 8)."""
+        from fromage.networks.backbones import preprocess_image
+        return preprocess_image(image, self.image_size, (0, 0, 0), (1, 1, 1), squash=squash)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 12)."""
+        return torch.nn.functional.avg_pool2d(pixels, 4).flatten(1)
+
+
+def release_targets(place: Path) -> Iterator[Target]:
+    """The released format, dialogues, and a language model's own files."""
+    import pickle
+
+    from fromage.chat.dialogue import Dialogue, ask, export_json, give_answer, import_json
+    from fromage.chat.pictures import read_picture
+    from fromage.core.config import change, get_preset
+    from fromage.model.checkpoint import load_released, load_released_gallery
+    from fromage.model.model import Fromage
+    from fromage.model.release import save_released
+    from fromage.networks.stand_ins import stand_in_language_model
+    torch.manual_seed(0)
+    model = Fromage(*stand_in_language_model("opt", spare_rows=7), 24, 2, 8)
+    named = change(get_preset("small"), visual_tokens=2, retrieval_dim=8)
+    save_released(place / "released", model, named)
+    yield Target("released model", place / "released", lambda: load_released(place / "released"),
+                 ("model_args.json", "pretrained_ckpt.pth.tar"), True)
+    (place / "gallery").mkdir()
+    (place / "gallery" / "g.pkl").write_bytes(pickle.dumps({"paths": ["a", "b"], "embeddings": [*np.eye(2, dtype=np.float32)]}))
+    yield Target("released gallery", place / "gallery", lambda: load_released_gallery(place / "gallery" / "g.pkl"), ("g.pkl",))
+    (place / "dialogue").mkdir()
+    shown = read_picture("a.png", picture((1, 2, 3), "PNG"), 3, 0.5)
+    dialogue = ask(give_answer(ask(Dialogue(), "what is it?", [shown]), ["a ", shown]), "more")
+    (place / "dialogue" / "d.json").write_text(export_json(dialogue))
+    yield Target("dialogue", place / "dialogue", lambda: import_json((place / "dialogue" / "d.json").read_bytes()), ("d.json",), True)
+
+
+def make_targets(place: Path) -> list[Target]:
+    """Every reader with good files below `place`."""
+    found = []
+    for make in (caption_targets, benchmark_targets, study_targets, store_targets, release_targets):
+        folder = place / make.__name__
+        folder.mkdir(parents=True)
+        found += [*make(folder)]
+    for target in found:
+        judge(target.read, target.refusals)
+    return found
+
+
+def main(cases: int, report: str) -> int:
+    """Attacks, writes the record of what was tried, and prints what was found; how much that is."""
+    import tempfile
+
+    from fromage.core.records import start_record
+    record = start_record("attack", {"cases": cases}, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        tally = attack_all(make_targets(Path(scratch)), cases)
+    found = sum(map(len, tally.found.values()))
+    record.finish({"cases": sum(tally.cases.values()), "found": found, "peak memory (MiB)": peak_memory()} | tally.summary(),
+                  {name: problems[:20] for name, problems in tally.found.items()})
+    record.finding = f"{cases:,} mutated files and parameters: {found} ended otherwise than in success or one clear line."
+    print(f"{record.save(f'{report}.json')}: {record.finding}", *sum(tally.found.values(), [])[:20], sep="\n")
+    return found
+
+
+if __name__ == "__main__":
+    import sys
+    sys.exit(bool(main(int(sys.argv[1]), sys.argv[2])))
