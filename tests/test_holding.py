@@ -15,7 +15,7 @@ from fromage.study.blinding import build_study, ensure_practice, practice_tellin
 from fromage.vist.stories import read_stories
 
 FOLDERS = {"ablate": "cache", "analyse_ratings": "output", "eval_visdial": "output", "pretrain_mini": "folder", "tell_stories": "output"}
-REPORTS = ("benchmark", "claims", "eval_vist", "show_examples")
+REPORTS = ("benchmark", "claims", "eval_knowledge", "eval_vist", "show_examples")
 LATE = ("prepare", "train")  # behind the features: tested with their own subjects
 NOTHING = ("chat", "rate_stories")  # the pages: an open journal is held by its own lock
 PROGRAM = """
