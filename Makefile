@@ -40,7 +40,7 @@ REPORTS += $(1)
 reports/$(1).html: nbs/$(firstword $(subst -, ,$(1))).ipynb $(LIBRARY) | environment
 	@mkdir -p reports
 	papermill $$< reports/$(1).ipynb $(2) -p report reports/$(1) </dev/null
-	python -m fromage.core.reporting reports/$(1).ipynb
+	python -m fromage.core.pages reports/$(1).ipynb
 endef
 $(eval $(call report,train-mini,-p preset mini))
 $(eval $(call report,pretrain_mini-mini,-p shipped_probes 200 -p held_out 1000))
@@ -64,14 +64,14 @@ help:
 
 .PHONY: reports
 reports: $(REPORTS:%=reports/%.html)
-	@python -m fromage.core.reporting
+	@python -m fromage.core.pages
 
 .PHONY: benchmark
 benchmark: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
-	python -m fromage.core.reporting reports/benchmark-mini.ipynb
+	python -m fromage.core.pages reports/benchmark-mini.ipynb
 
 .PHONY: conformance
 conformance: environment
@@ -79,7 +79,7 @@ conformance: environment
 
 .PHONY: demo rate
 demo: environment
-	@python -m fromage.chat.demo --port $(or $(PORT),8866)
+	@python -m fromage.chat.command demo --port $(or $(PORT),8866)
 rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 

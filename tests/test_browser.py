@@ -25,7 +25,7 @@ def servers(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     copy_of_chat(folder / "chat.ipynb")
     lab = ["--no-browser", "--port={port}", "--ServerApp.port_retries=0", "--allow-root", "--IdentityProvider.token=",
            "--ServerApp.root_dir={folder}"]
-    started = {"demo": Server("fromage.chat.demo", ["--port", "{port}"], folder, environment),
+    started = {"demo": Server("fromage.chat.command", ["demo", "--port", "{port}"], folder, environment),
                "lab": Server("jupyterlab", lab, folder, environment)}
     yield started
     for server in started.values():
@@ -284,7 +284,7 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None
 def test_a_busy_port_is_said(servers: dict[str, Server], environment: dict[str, str]) -> None:
     assert servers["demo"].address
     port = str(servers["demo"].port)
-    done = subprocess.run([sys.executable, "-m", "fromage.chat.demo", "--port", port], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fromage.chat.command", "demo", "--port", port], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and f"port {port} cannot be used" in done.stderr and "make demo PORT=" in done.stderr
 
 

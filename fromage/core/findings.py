@@ -52,10 +52,16 @@ def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`train`: the finding, and what it does not show."""
     search, named, asked = (("grounded", name) for name in (
         "caption to image: R@1 of the ceiling", "captions: precision of things named", "colour asked, one thing"))
+    found, written = (look(metrics, "controls", name) or {} for name in ("found", "written"))
     return sentences(
         say(("a caption finds its image in {} %", look(metrics, "text_to_image.R@1")),
             ("captions that leave things out allow {:.1f} %", look(metrics, *search, "ceiling")),
+            ("the truth in words finds it in {} %", look(found, "the truth in words", "R@1")),
+            ("another image's caption in {} %", look(found, "another image's caption", "R@1")),
             ("chance {:.1f} %", look(metrics, *search, "chance"))),
+        say(*((f"with {name} in its place the captions written have a BLEU-4 of {{}}" if number else
+               "captions written from the image have a BLEU-4 of {}", look(written, name, "BLEU-4"))
+              for number, name in enumerate(("the image", "another image", "no image", "the truth in words")))),
         say(("of the things that written captions name {} % are there", look(metrics, *named, "value")),
             ("of those named for another image {} %", look(metrics, *named, "another image")),
             ("of those named without one {} %", look(metrics, *named, "no image"))),

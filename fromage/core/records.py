@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -258,13 +258,14 @@ class Progress:
     def __init__(self, iterable: Iterable, total: int | None, label: str):
         self.iterable, self.total, self.label, self.note, self.count = iterable, total, label, "", 0
         self.start = self.shown = time.monotonic()
-        self.handle = None
-        self.in_kernel = hasattr(get_ipython(), "kernel")
+        self.handle, self.in_kernel = None, hasattr(get_ipython(), "kernel")
 
     def __repr__(self) -> str:
-        seconds = time.monotonic() - self.start
+        seconds, left = time.monotonic() - self.start, (self.total or 0) - self.count
+        each = seconds / self.count if self.count and seconds >= 1 else 0
+        pace = f", {1 / each:.3g}/s" + f", {timedelta(seconds=round(left * each))} left" * (left > 0) if each else ""
         share = f"/{self.total} ({self.count / max(self.total, 1):.0%})" if self.total is not None else ""
-        return f"{self.label}: {self.count}{share}, {seconds:.0f} s{', ' * bool(self.note)}{self.note}"
+        return f"{self.label}: {self.count}{share}, {seconds:.0f} s{pace}{', ' * bool(self.note)}{self.note}"
 
     def _repr_html_(self) -> str:
         total = self.total or max(self.count, 1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ROWS', 'embed_queries', 'check_queries', 'order_keys', 'ImageIndex', 'check_search', 'best_rows',
-           'index_features', 'build_index', 'ApproximateIndex', 'build_approximate', 'measure_recall']
+           'index_features', 'build_index', 'ApproximateIndex', 'build_approximate']
 
 # %% ../../nbs/model/03_retrieval.ipynb #a5d1259f
 import importlib
@@ -171,9 +171,3 @@ def build_approximate(index: ImageIndex, cells: int | None = None, probes: int =
     table.add(vectors)
     table.nprobe = min(probes, cells)
     return ApproximateIndex(index, table)
-
-
-def measure_recall(approximate: ApproximateIndex, queries: Tensor, k: int = 10) -> float:
-    """The share of the exact k best images, over all queries (B, q), that the approximate search finds."""
-    pairs = zip(approximate.exact.search(queries, k)[0], approximate.search(queries, k)[0])
-    return float(torch.stack([torch.isin(right, found).float().mean() for right, found in pairs]).mean())

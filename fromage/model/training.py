@@ -24,10 +24,10 @@ from ..core.folders import Hold
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
 from ..core.records import hash_value, progress, to_plain
 from ..core.tensors import CheckpointError, earlier, load_tensors
+from ..core.tracking import Tracker
 from .checkpoint import copy_weights, differences, load_state, save_checkpoint, save_state
 from .generation import generate_captions
-from .losses import (CaptionBatch, caption_losses, contrastive_losses, join_queries, make_batch,
-                                  retrieval_pass)
+from .losses import CaptionBatch, caption_losses, contrastive_losses, join_queries, make_batch, retrieval_pass
 from .model import Fromage, Vocabulary, project_images, rescale_ret, trained_parameters
 
 # %% ../../nbs/model/10_training.ipynb #396edcdc
@@ -240,11 +240,12 @@ def run_identity(model: Fromage, train: FeaturePairs, validation: FeaturePairs, 
                     "init_from": begun_from, "language model weights": model.language_fingerprint, "vision tower weights": tower}
 
 # %% ../../nbs/model/10_training.ipynb #0446099f
-def record_validation(run: Run, model: Fromage, pairs: FeaturePairs, config: Config, tower_fingerprint: str | None) -> None:
-    """Validate, remember, and write the checkpoint if it is the best so far."""
+def record_validation(run: Run, model: Fromage, pairs: FeaturePairs, config: Config, tower_fingerprint: str | None) -> dict:
+    """Validate, remember, and write the checkpoint if it is the best so far; returns what was found."""
     run.validations.append({"step": run.step} | to_plain(validate(model, pairs, captions=100)))
     if run.best is run.validations[-1]:
         save_checkpoint(run.best_path, model, config, tower_fingerprint)
+    return run.validations[-1]
 
 
 def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, folder: str | Path, resume: bool,
@@ -267,15 +268,15 @@ def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, 
 
 # %% ../../nbs/model/10_training.ipynb #ebd906d0
 def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: Config, folder: str | Path, resume: bool = True,
-        tower_fingerprint: str | None = None, begun_from: str = "") -> Run:
-    """Train for `config.training.steps`; continues an unfinished run in `folder` bit by bit unless `resume` is False."""
+        tower_fingerprint: str | None = None, begun_from: str = "", watch: Tracker = Tracker()) -> Run:
+    """Train for `config.training.steps`, telling `watch`; continues an unfinished run bit by bit unless `resume` is False."""
     training, optimizer = config.training, make_optimizer(model, config.training)
     identity = run_identity(model, train, validation, config, tower_fingerprint, begun_from)
     with Hold(folder):
         run = begin_run(model, optimizer, identity, folder, resume, training.steps)
         bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
         if not run.validations:
-            record_validation(run, model, validation, config, tower_fingerprint)
+            watch(0, record_validation(run, model, validation, config, tower_fingerprint), "validation")
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(training, step)
@@ -286,10 +287,11 @@ def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: C
                 raise FloatingPointError(f"the loss is {losses.total} at step {step}; lower learning_rate "
                                          f"({training.learning_rate}) or resume from {run.state_path} with other data")
             run.history.append(asdict(losses))
+            watch(run.step, run.history[-1])
             bar.note = f"loss {losses.total:.3f}"
             validated = run.step % training.validate_every == 0 or run.step == training.steps
             if validated:
-                record_validation(run, model, validation, config, tower_fingerprint)
+                watch(run.step, record_validation(run, model, validation, config, tower_fingerprint), "validation")
             if validated or run.step % training.save_every == 0:
                 save_state(run.state_path, model, optimizer, {
                     "identity": identity, "history": run.history, "validations": run.validations})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'PRACTICE', 'Names', 'scramble', 'words_of', 'check_systems', 'told_by_all', 'compared_systems',
            'Builder', 'merge_words', 'add_rated', 'add_checks', 'plan_rater', 'refuse_answers', 'check_study',
-           'check_stories', 'clear_place', 'build_study', 'practice_tellings', 'ensure_practice']
+           'check_stories', 'clear_place', 'build_study', 'write_study', 'practice_tellings', 'ensure_practice']
 
 # %% ../../nbs/study/02_blinding.ipynb #a3dbed06
 import itertools
@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..core.config import resolve_path
+from ..core.folders import Hold, locked
 from ..core.records import atomic_path, hash_file, hash_value, write_json
 from ..data.captions import read_local
 from ..data.sources import BadImage, decode_image
@@ -238,7 +239,14 @@ def build_study(specification: Specification, tellings: Sequence[Telling], image
     """Writes a study's folder and its key; returns what was left out, by reason. `secret`: None draws a new one; who knows it
     can compute the key."""
     folder, secret = resolve_path(folder), secret or secrets.token_hex(16)
-    clear_place(folder)
+    with Hold(folder):
+        clear_place(folder)
+        return write_study(specification, tellings, images, folder, secret)
+
+
+def write_study(specification: Specification, tellings: Sequence[Telling], images: str | Path, folder: Path,
+                secret: str) -> dict[str, int]:
+    """`build_study` in a folder that is held and empty."""
     builder = Builder(specification, images, folder, secret)
     told = told_by_all(specification, tellings)
     stories = sorted(told)
@@ -276,9 +284,11 @@ def practice_tellings(stories: Sequence[VistStory]) -> list[Telling]:
 
 def ensure_practice(folder: str | Path, secret: str | None = None, **changes: Any) -> Study:
     """The practice study in a folder, made on first use; `secret` as in build_study, `changes` of its specification's fields."""
-    if not (resolve_path(folder) / "study.json").is_file():
-        world = ensure_world()
-        specification = replace(read_specification("data/studies/paper.toml"), **PRACTICE | changes)
-        stories = read_stories(world.vist_json).stories[:4 * (specification.items + 12)]
-        build_study(specification, practice_tellings(stories), world.vist_images, folder, secret)
+    folder = resolve_path(folder)
+    with locked(folder.with_name(f".{folder.name}")):  # a second process waits, and finds it
+        if not (folder / "study.json").is_file():
+            world = ensure_world()
+            specification = replace(read_specification("data/studies/paper.toml"), **PRACTICE | changes)
+            stories = read_stories(world.vist_json).stories[:4 * (specification.items + 12)]
+            build_study(specification, practice_tellings(stories), world.vist_images, folder, secret)
     return open_study(folder)

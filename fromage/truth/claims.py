@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['THING', 'Truth', 'read_truths', 'mentions', 'count_mentions', 'caption_accuracy', 'Question', 'colour_questions',
-           'answer_questions', 'right_answers', 'colour_accuracy', 'caption_controls', 'FoundRanks', 'open_store',
-           'find_by_dialogue', 'find_by_story', 'Grounded', 'found_claims', 'search_claim', 'grounding_claims',
-           'claim_lines', 'claim_metrics']
+           'answer_questions', 'right_answers', 'colour_accuracy', 'caption_controls', 'FoundRanks', 'find_by_dialogue',
+           'find_by_story', 'Grounded', 'found_claims', 'search_claim', 'grounding_claims', 'claim_lines',
+           'claim_metrics']
 
 # %% ../../nbs/truth/00_claims.ipynb #8848d92d
 import json
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ..core.metrics import Comparison, Estimate, bootstrap, hits, paired_difference
-from ..core.records import hash_value
 from ..mini.rendering import WorldPaths
 from ..mini.seeing import retrieval_ceiling
 from ..mini.world import COLOURS, KINDS, Scene, Thing, scene_from_truth
@@ -31,7 +30,7 @@ from ..model.generation import generate_captions, generate_ids, stop_ids
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..networks.backbones import VisionTower
-from ..networks.features import FeatureStore, describe_store, extract_features
+from ..networks.splits import open_store
 from ..visdial.dialogues import ROUNDS, DialogueImages, read_dialogues
 from ..visdial.search import (clip_dialogues, clip_pictures, embed_pictures, embed_together,
                                     search_ranks, search_text)
@@ -161,16 +160,11 @@ class FoundRanks:
         return paired_difference(hits(self.much, k), hits(self.little, k), self.groups, seed)
 
 # %% ../../nbs/truth/00_claims.ipynb #cc53a794
-def open_store(tower: VisionTower, source: DialogueImages, folder: str | Path) -> FeatureStore:
-    """The features of a source's images, kept below `folder`."""
-    return extract_features(tower, source, f"{folder}/visdial-{hash_value(describe_store(tower, source))[:12]}")
-
-
 def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path, most: int = 300) -> FoundRanks:
     """The first `most` usable dialogues find their images among each other's, after one round and after all."""
     dialogues = read_dialogues(world.visdial_json)
     source = DialogueImages(dialogues, world.visdial_images)
-    store = open_store(tower, source, folder)
+    store = open_store(tower, source, folder, "visdial")
     rows = {name: row for row, name in enumerate(store.ids)}
     chosen = [each for each in dialogues.dialogues if str(each.image_id) in rows][:most]
     places = [rows[str(each.image_id)] for each in chosen]

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['MENTION', 'SCENE_WORDS', 'PLACED', 'RELATIONS', 'RELATED', 'PRONOUN', 'SHARES', 'EstimateRows', 'Judgement',
            'find_thing', 'told_hero', 'claims', 'last_kind', 'placed_rightly', 'judge_sentence', 'judge_telling',
-           'read_scenes', 'story_values', 'relevance_rows', 'compare_systems', 'relevance_lines']
+           'read_scenes', 'scene_words', 'story_values', 'relevance_rows', 'compare_systems', 'relevance_lines',
+           'condition_pairs']
 
 # %% ../../nbs/truth/03_relevance.ipynb #1dbda20c
+import itertools
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -19,6 +22,7 @@ import numpy as np
 from ..core.config import resolve_path
 from ..core.metrics import Estimate, bootstrap, compare_pairs
 from ..core.reporting import format_value
+from ..mini.language import caption
 from ..mini.world import GROUNDS, SIZES, STYLES, Scene, Thing, scene_from_truth
 from .claims import THING
 from ..vist.telling import CONDITIONS, HUMAN, Telling
@@ -120,6 +124,13 @@ def read_scenes(path: str | Path) -> dict[str, Scene]:
         raise ValueError(f"{path}: no table of scenes ({error}); allowed is the miniature world's truth.json") from None
 
 
+def scene_words(stories: str | Path) -> dict[str, str]:
+    """Image id -> its scene told in full, by the truth file beside a story file; empty where there is none."""
+    path = resolve_path(stories).with_name("truth.json")
+    scenes = read_scenes(path) if path.is_file() else {}
+    return {name: caption(random.Random(name), scene, whole=True).text for name, scene in scenes.items()}
+
+
 def story_values(tellings: Sequence[Telling], scenes: Mapping[str, Scene]) -> dict[str, np.ndarray]:
     """Measure -> value of each story (N,), nan where it has none."""
     counts = np.array([astuple(judge_telling(each, [scenes[name] for name in each.images])) for each in tellings], float)
@@ -157,3 +168,8 @@ def relevance_lines(rows: EstimateRows) -> tuple[list[str], list[list[str]]]:
     measures = list(next(iter(rows.values()), {}))
     lines = [[name, *(format_value(row[each]) for each in measures)] for name, row in rows.items()]
     return ["programmatic relevance", *measures], lines
+def condition_pairs(models: Sequence[str], conditions: Sequence[str], decodings: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of systems that `compare_systems` is for: two conditions of a last sentence, of one model and decoding."""
+    single = [name for name in conditions if CONDITIONS[name].given]
+    return [tuple(f"{model}, {name}, {decoding}" for name in pair)
+            for model in models for decoding in decodings for pair in itertools.combinations(single, 2)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'SEARCH_METRICS', 'QUOTED_ANSWERS', 'QUOTED_SEARCH', 'QUOTED_CURVES', 'beside_paper', 'defect_table',
-           'comparison_line', 'place_table', 'worked_rounds']
+           'comparison_line', 'place_table', 'worked_rounds', 'worked_dialogues']
 
 # %% ../../nbs/visdial/03_tables.ipynb #27694d36
 from collections.abc import Mapping, Sequence
@@ -67,3 +67,7 @@ def worked_rounds(dialogue: VisualDialogue, scores: Mapping[str, np.ndarray]) ->
             cells += [each.options[int(values.argmax())], str(int((values >= values[each.right]).sum()))]
         rows.append([each.question, each.answer, *cells])
     return markdown_table(["question", "true answer", *(f"{name}: {word}" for name in scores for word in ("best", "rank"))], rows)
+def worked_dialogues(dialogues: Sequence[VisualDialogue], scores: Mapping[str, np.ndarray]) -> str:
+    """Markdown of dialogues under their captions, each as `worked_rounds` shows it; scores (N, rounds, options)."""
+    return "\n".join(f"**{each.caption}**\n\n" + worked_rounds(each, {name: values[row] for name, values in scores.items()})
+                     for row, each in enumerate(dialogues))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OTHER_TEXT', 'OTHER_IMAGES', 'NO_TEXT', 'TRUTH', 'ANSWER', 'PRIOR', 'other_stories', 'words_prompt',
-           'control_prompts', 'prior_queries', 'rank_controls', 'compare_controls']
+           'control_prompts', 'prior_queries', 'rank_controls', 'compare_controls', 'rank_baselines']
 
 # %% ../../nbs/vist/04_controls.ipynb #7157c002
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from ..core.metrics import retrieval_estimates
 from ..model.model import RET, Fromage, project_images
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import embed_queries
-from .retrieval import ALL_BUT_LAST, Context, StorySet, compare_rows, context_prompt, row_name, story_ranks
+from ..networks.backbones import VisionTower
+from .retrieval import (ALL_BUT_LAST, Context, ProjectedTower, StorySet, clip_queries, compare_rows,
+                                    context_prompt, load_stories, rank_all, row_name, story_ranks)
 from .stories import VistStory
 
 # %% ../../nbs/vist/04_controls.ipynb #7157c005
@@ -86,3 +89,15 @@ def compare_controls(table: Mapping[str, np.ndarray], controls: Mapping[str, np.
             for name, ranks in shown.items()}
     pairs = [(own, name) for name in shown]
     return rows, compare_rows({own: table[own]} | shown, pairs, stories.albums, stories.n_total)
+
+# %% ../../nbs/vist/04_controls.ipynb #53760004
+def rank_baselines(towers: Mapping[str, VisionTower], stories: str | Path, images: str | Path, protocol: str,
+                   features: str | Path, limit: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
+    """Row -> ranks (Q,) by each tower's own text and images; and by tower how many of its texts were cut."""
+    table: dict[str, np.ndarray] = {}
+    cut = {}
+    for name, tower in towers.items():
+        own, _ = load_stories(stories, images, protocol, ProjectedTower(tower), features, limit)
+        queries, cut[name] = clip_queries(tower, own)
+        table |= rank_all(name, queries, own.features, own)
+    return table, cut

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STORY_PROTOCOLS', 'ALL_BUT_LAST', 'CONTEXTS', 'StoryProtocol', 'Context', 'find_protocol', 'StorySet',
-           'choose_stories', 'load_stories', 'context_prompt', 'number_images', 'embed_shared', 'embed_contexts',
-           'story_ranks', 'row_name', 'rank_all', 'rank_model', 'ProjectedTower', 'load_baselines', 'clip_queries',
-           'chance_recall', 'compare_rows', 'compare_records']
+           'choose_stories', 'load_stories', 'context_prompt', 'embed_contexts', 'story_ranks', 'row_name', 'rank_all',
+           'rank_model', 'ProjectedTower', 'load_baselines', 'clip_queries', 'chance_recall', 'compare_rows',
+           'compare_records']
 
 # %% ../../nbs/vist/01_retrieval.ipynb #ff78d293
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import compare_pairs, hits, ranks
-from ..core.records import hash_value, load_record
-from ..model.losses import split_passes
-from ..model.model import (RET, Fromage, attention_mask, embed_images, embed_tokens, hidden_states,
-                                 needs_all_layers, project_images, project_text, run_language_model)
+from ..core.records import load_record
+from ..model.model import RET, Fromage, project_images
 from ..model.prompts import Piece, Prompt, build_prompt
-from ..model.retrieval import check_queries, embed_queries
-from ..model.scoring import grow_tree
+from ..model.retrieval import embed_queries
 from ..networks.backbones import VisionTower, load_vision_tower
-from ..networks.features import FeatureStore, describe_store, extract_features
+from ..networks.features import FeatureStore
+from ..networks.splits import open_store
 from .stories import STORY_LENGTH, VistStory, StoryFile, StoryImages, read_stories
 
 # %% ../../nbs/vist/01_retrieval.ipynb #76b0df04
@@ -106,8 +104,7 @@ def load_stories(path: str | Path, images: str | Path, protocol: str, tower: Vis
     """Stories under a protocol, with features extracted on first use into a folder below `features`."""
     rules = find_protocol(protocol)
     file, source = read_stories(path, rules.order), StoryImages(path, images)
-    key = hash_value(describe_store(tower, source, squash=rules.squash))
-    store = extract_features(tower, source, f"{features}/vist-{key[:12]}", squash=rules.squash)
+    store = open_store(tower, source, features, "vist", squash=rules.squash)
     return choose_stories(file, store.ids, store.features, limit), store
 
 # %% ../../nbs/vist/01_retrieval.ipynb #10cfbf8e
@@ -120,53 +117,14 @@ def context_prompt(model: Fromage, story: VistStory, context: Context, images: S
             pieces.append(images[number])
     return build_prompt(model, pieces, bos="every")
 
-
-def number_images(model: Fromage, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[Tensor]]:
-    """The prompts' ids, in which each different image has k numbers of its own above `[RET]`'s; and these images' features."""
-    numbers, features, rows, first = {}, [], [], model.vocabulary.ret_id + 1
-    for prompt in prompts:
-        own = []
-        for image in prompt.features:
-            number = numbers.setdefault(id(image), len(features))
-            features += [image] if number == len(features) else []
-            own += range(first + number * model.visual_tokens, first + (number + 1) * model.visual_tokens)
-        places = iter(own)
-        rows.append([next(places) if token == model.vocabulary.image_id else token for token in prompt.ids])
-    return rows, features
-
 # %% ../../nbs/vist/01_retrieval.ipynb #542c55c3
-@torch.no_grad()
-def embed_shared(model: Fromage, prompts: Sequence[Prompt], tokens: int = 512) -> Tensor:
-    """As `embed_queries`, (B, q), with common beginnings of neighbouring prompts computed once; at most `tokens` a pass."""
-    check_queries(model, prompts)
-    if not model.packs:
-        return embed_queries(model, prompts)
-    found, first = [], model.vocabulary.ret_id + 1
-    for numbers in split_passes([len(prompt.ids) for prompt in prompts], tokens):
-        rows, features = number_images(model, [prompts[number] for number in numbers])
-        tree = grow_tree(rows)
-        ids = torch.tensor(tree.ids, device=model.device)
-        seen = ids >= first
-        embeddings = embed_tokens(model, ids.masked_fill(seen, 0))
-        if features:
-            visual = embed_images(model, torch.stack(features).to(model.device)).flatten(0, 1)
-            embeddings[seen] = visual[ids[seen] - first]
-        mask = attention_mask(tree.allowed.to(model.device), embeddings.dtype)
-        positions = torch.tensor([tree.depths], device=model.device)
-        output = run_language_model(model, embeddings[None], None, mask, positions, all_layers=needs_all_layers(model))
-        ends = torch.tensor([path[-1] for path in tree.paths], device=model.device)
-        found.append(F.normalize(project_text(model, [state[0, ends] for state in hidden_states(model, output)]), dim=-1).cpu())
-    return torch.cat(found)
-
-
-def embed_contexts(model: Fromage, stories: StorySet, contexts: Sequence[Context] = CONTEXTS,
-                   share: bool = False) -> dict[Context, Tensor]:
-    """The queries (Q, q) of every context; `share` computes common beginnings once, else prompts of like length go together."""
+def embed_contexts(model: Fromage, stories: StorySet, contexts: Sequence[Context] = CONTEXTS) -> dict[Context, Tensor]:
+    """The queries (Q, q) of every context."""
     prompts = []
     for story, places in zip(stories.stories, stories.places):
         images = [stories.features[row] for row in places]
         prompts += [context_prompt(model, story, context, images) for context in contexts]
-    queries = embed_shared(model, prompts) if share else embed_queries(model, prompts, 16)
+    queries = embed_queries(model, prompts, 16)
     return {context: queries[number::len(contexts)] for number, context in enumerate(contexts)}
 
 # %% ../../nbs/vist/01_retrieval.ipynb #41e4d94f

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TABLE', 'Printed', 'estimate_rows', 'table_lines', 'chosen_pairs', 'context_curve', 'choose_examples',
-           'WorkedStories', 'worked_stories']
+           'paired_lines', 'control_lines', 'WorkedStories', 'worked_stories']
 
 # %% ../../nbs/vist/03_tables.ipynb #1715d667
 import textwrap
@@ -100,6 +100,19 @@ def choose_examples(ranks: Sequence[int], seed: int) -> dict[str, int]:
     found = {kind: int(random.choice(numbers)) for kind, numbers in kinds.items() if len(numbers)}
     left = np.setdiff1d(np.arange(len(ranks)), [*found.values()])
     return found | ({"chosen by seed": int(random.choice(left))} if len(left) else {})
+
+# %% ../../nbs/vist/03_tables.ipynb #56a60003
+def paired_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Lines of a table: name, difference with its interval, p, and p after Holm's correction."""
+    return [[name, f"{found['difference']:+.1f}", f"{found['p']:.4f}", f"{found['p (Holm)']:.4f}"]
+            for name, found in differences.items()]
+
+
+def control_lines(controls: Mapping[str, Mapping[str, Any]],
+                  differences: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Lines of a table: control, its R@1 and R@10, the own context minus it in R@1, p after Holm's correction."""
+    return [[name, str(row["R@1"]), str(row["R@10"]), f"{found['difference']:+.1f}", f"{found['p (Holm)']:.4f}"]
+            for (name, row), found in zip(controls.items(), differences.values(), strict=True)]
 
 # %% ../../nbs/vist/03_tables.ipynb #b81d22aa
 @dataclass(frozen=True)
