@@ -2233,7 +2233,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fromage.vist.telling.Teller': ('vist/telling.html#teller', 'fromage/vist/telling.py'),
                                       'fromage.vist.telling.Telling': ('vist/telling.html#telling', 'fromage/vist/telling.py'),
                                       'fromage.vist.telling.Written': ('vist/telling.html#written', 'fromage/vist/telling.py'),
-                                      'fromage.vist.telling.as_tuples': ('vist/telling.html#as_tuples', 'fromage/vist/telling.py'),
                                       'fromage.vist.telling.first_sentence': ( 'vist/telling.html#first_sentence',
                                                                                'fromage/vist/telling.py'),
                                       'fromage.vist.telling.human_telling': ('vist/telling.html#human_telling', 'fromage/vist/telling.py'),

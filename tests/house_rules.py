@@ -16,7 +16,7 @@ LONGEST_MODULE, LONGEST_CELL, LONGEST_LINE = 300, 50, 130
 # The rooms from the ground up: a room imports only rooms before it. CONTRIBUTING.md says what stands in each.
 ROOMS = ("core", "mini", "data", "networks", "real", "model", "vist", "visdial", "truth", "knowledge", "released", "ablation", "study", "chat")
 # Beginnings of the names of notebooks whose definitions do not all have an example that is shown.
-UNSHOWN = ("core/00_config", "core/13_boundaries", "vist/", "visdial/", "truth/", "ablation/", "study/", "chat/")
+UNSHOWN = ()
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['EVERY', 'CONDITIONS', 'HUMAN', 'DECODINGS', 'Condition', 'story_pieces', 'Telling', 'written_by', 'human_telling',
            'first_sentence', 'write_sentences', 'Teller', 'Written', 'model_telling', 'tell_stories', 'save_tellings',
-           'as_tuples', 'load_tellings']
+           'load_tellings']
 
 # %% ../../nbs/vist/02_telling.ipynb #e852c478
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ..core.config import resolve_path
+from ..core.boundaries import read_as
+from ..core.config import Section, resolve_path
 from ..core.records import progress, write_text
 from ..model.generation import Decoding, Reply, generate
 from ..model.model import RET, Fromage
@@ -50,7 +51,7 @@ def story_pieces(condition: Condition, told: Sequence[str], images: Sequence[Pie
 
 # %% ../../nbs/vist/02_telling.ipynb #c030eb5a
 @dataclass(frozen=True)
-class Telling:
+class Telling(Section):
     """One story by one system: what was given, said, and how. The last `wrote` of the `sentences` are its own."""
     story: str
     album: str
@@ -165,21 +166,13 @@ def save_tellings(path: str | Path, tellings: Sequence[Telling]) -> Path:
     return write_text(resolve_path(path), "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in tellings))
 
 
-def as_tuples(value: object) -> object:
-    """Lists as tuples, at any depth."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
-
-
 def load_tellings(path: str | Path) -> list[Telling]:
-    """Reads what `save_tellings` wrote; ValueError names file and line where it is something else."""
-    found, names = [], {item.name for item in fields(Telling)}
-    for number, line in enumerate(resolve_path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            values: Mapping = json.loads(line)
-            if set(values) != names:
-                raise ValueError(f"fields {', '.join(sorted(set(values) ^ names))} are missing or unknown")
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no telling of a story, {error}; "
-                             "allowed is what tell_stories writes") from None
-        found.append(Telling(**{name: as_tuples(value) for name, value in values.items()}))
+    """Reads what `save_tellings` wrote; ValueError names file, line and field where it is something else."""
+    found, number = [], 0
+    try:
+        with open(resolve_path(path), encoding="utf-8") as stream:  # whose lines end at line ends only, not at U+2028
+            for number, line in enumerate(stream, 1):
+                found.append(read_as(Telling, json.loads(line)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {number}: no telling of a story, {error}; allowed is what tell_stories writes") from None
     return found
