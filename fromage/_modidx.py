@@ -286,6 +286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fromage/core/answers.py'),
                                       'fromage.core.answers.answer_in_words': ( 'core/answers.html#answer_in_words',
                                                                                 'fromage/core/answers.py'),
+                                      'fromage.core.answers.answer_knowledge': ( 'core/answers.html#answer_knowledge',
+                                                                                 'fromage/core/answers.py'),
                                       'fromage.core.answers.answer_networks': ( 'core/answers.html#answer_networks',
                                                                                 'fromage/core/answers.py'),
                                       'fromage.core.answers.answer_ratings': ( 'core/answers.html#answer_ratings',

@@ -23,7 +23,7 @@ def world() -> WorldPaths:
 def no_heavy_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the heavy work began")
-    for module in ("networks.features", "vist.retrieval"):
+    for module in ("networks.features", "networks.splits"):
         monkeypatch.setattr(f"fromage.{module}.extract_features", refuse)
 
 

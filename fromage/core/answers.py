@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ANSWERS', 'split_opening', 'find_question', 'rounded', 'fill_in', 'decided', 'answer_claims', 'answer_training',
            'answer_stories', 'answer_dialogues', 'answer_examples', 'answer_ablations', 'answer_telling',
-           'answer_ratings', 'answer_speed', 'answer_networks', 'answer_features', 'answer_in_words', 'answers_of',
-           'claim_words', 'read_defaults', 'compare_settings', 'changed_settings']
+           'answer_ratings', 'answer_speed', 'answer_networks', 'answer_features', 'answer_knowledge',
+           'answer_in_words', 'answers_of', 'claim_words', 'read_defaults', 'compare_settings', 'changed_settings']
 
 # %% ../../nbs/core/14_answers.ipynb #a140003
 import ast
@@ -177,10 +177,22 @@ def answer_features(metrics: Mapping[str, Any]) -> str:
     return f"{kept:,} images are in the store, {seen:,} were seen." if kept is not None and seen is not None else ""
 
 
+def answer_knowledge(metrics: Mapping[str, Any]) -> str:
+    """`eval_knowledge`: what maps trained on names alone find of what is not named."""
+    found = {name: look(metrics, "own queries", name, "R@10") for name in (
+        "maps on the language model", "the model's own states, best of all", "tf-idf of names and further names")}
+    maps, states, words = found.values()
+    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten in {} %", maps),
+                   ("the language model's own states in {} %", states), ("words alone in {} %", words),
+                   ("chance is {} %", look(metrics, "chance", "own queries", "R@10")))
+    return text and f"{text[:1].upper()}{text[1:]}."
+
+# %% ../../nbs/core/14_answers.ipynb #a140019a
 ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "claims": answer_claims, "train": answer_training, "eval_vist": answer_stories, "eval_visdial": answer_dialogues,
     "show_examples": answer_examples, "ablate": answer_ablations, "tell_stories": answer_telling,
-    "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks, "prepare": answer_features}
+    "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks, "prepare": answer_features,
+    "eval_knowledge": answer_knowledge}
 
 
 def answer_in_words(record: RunRecord) -> str:
