@@ -58,12 +58,15 @@ def average_seeds(ranks: Sequence[np.ndarray], rows: np.ndarray, seed: int = 0) 
 # %% ../../nbs/knowledge/06_answers.ipynb #88f600011
 def show_answers(queries: Sequence[KnowledgeQuery], scores: np.ndarray, pictures: Sequence[NamedPicture], rows: Sequence[int],
                  best: int = 5) -> Figure:
-    """The figure of some queries, numbered `rows`, with their best pictures; right ones are framed."""
+    """The figure of some queries, numbered `rows`, with their best pictures and, below, the makers; right ones are framed."""
     order = np.argsort(-scores[list(rows)], axis=1, kind="stable")[:, :best]
     right = [(line, column) for line, row in enumerate(rows) for column, found in enumerate(order[line])
              if pictures[found].name in queries[row].answers]
-    return image_grid([[pictures[found].open() for found in line] for line in order], [queries[row].text for row in rows],
-                      [[pictures[found].name for found in line] for line in order], right)
+    figure = image_grid([[pictures[found].open() for found in line] for line in order], [queries[row].text for row in rows],
+                        [[pictures[found].name for found in line] for line in order], right)
+    makers = {f"{pictures[found].maker} ({pictures[found].licence})" for line in order for found in line}
+    figure.supxlabel(f"Pictures: {', '.join(sorted(makers))}", fontsize="small")
+    return figure
 
 
 def choose_shown(groups: Mapping[str, np.ndarray], seed: int = 0, each: int = 2) -> list[int]:
