@@ -31,7 +31,7 @@ from ..networks.backbones import VisionTower
 from ..networks.splits import Split
 from .changes import ChangeOrder, judge_changes
 from .claims import Truth
-from .composition import describe_scene
+from .composition import describe_scene, other_style
 
 # %% ../../nbs/truth/06_remedies.ipynb #4e3ed005
 def probe_hits(vectors: np.ndarray, labels: Sequence[str], ridge: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -95,12 +95,12 @@ def form_rates(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrde
     queries["two [RET]s averaged"] = mean_queries(queries["picture + words"], queries["words alone"])
     queries["picture's and words' [RET] averaged"] = mean_queries(queries["picture alone"],
                                                                   queries["words alone"])
-    said = [describe_scene(scenes[order.row], "drawing" if "drawing" in order.words else "photo")
-            for order in orders]
-    queries["picture described"] = embed_queries(model, [build_prompt(model, [text + RET]) for text in said])
+    styles = [other_style(scenes[order.row]) for order in orders]
+    said = [describe_scene(scenes[order.row], style) + RET for order, style in zip(orders, styles)]
+    queries["picture described"] = embed_queries(model, [build_prompt(model, [text]) for text in said])
     images, drawn = index.embeddings.float(), torch.tensor([scene.style == "drawing" for scene in scenes])
     apart = images[drawn].mean(0) - images[~drawn].mean(0)
-    signs = torch.tensor([1.0 if "drawing" in order.words else -1.0 for order in orders])
+    signs = torch.tensor([1.0 if style == "drawing" else -1.0 for style in styles])
     queries["picture alone, shifted"] = F.normalize(queries["picture alone"] + signs[:, None] * apart, dim=-1)
     sources = [[order.row] for order in orders]
     return {form: {rate: bootstrap(values, seed=seed) for rate, values in judge_changes(
