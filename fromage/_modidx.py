@@ -323,6 +323,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fromage/core/boundaries.py'),
                                          'fromage.core.boundaries.TextColumn.__len__': ( 'core/boundaries.html#textcolumn.__len__',
                                                                                          'fromage/core/boundaries.py'),
+                                         'fromage.core.boundaries.adapter': ('core/boundaries.html#adapter', 'fromage/core/boundaries.py'),
                                          'fromage.core.boundaries.boundary': ( 'core/boundaries.html#boundary',
                                                                                'fromage/core/boundaries.py'),
                                          'fromage.core.boundaries.check_finite': ( 'core/boundaries.html#check_finite',

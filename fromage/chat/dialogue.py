@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, Strict, TypeAdapter
+from pydantic import AfterValidator, Field, PlainValidator, Strict
 
 from .pictures import (DialogueError, Picture, PlainPicture, PlainText, picture_html, plain_picture,
                                    text_html)
-from ..core.boundaries import read_as, whole
+from ..core.boundaries import adapter, read_as, whole
 from ..core.config import told
 from ..model.model import RET
 
@@ -45,7 +45,7 @@ PlainCount = Annotated[int, Strict(), Field(ge=0, le=MOST_ATTEMPTS), told(f"a wh
 
 def read_piece(value: Any) -> str | Picture:
     """A text or a picture of an answer, from JSON's types."""
-    return TypeAdapter(PlainText if isinstance(value, str) else PlainPicture).validate_python(value)
+    return adapter(PlainText if isinstance(value, str) else PlainPicture).validate_python(value)
 
 
 PlainPiece = Annotated[str | Picture, PlainValidator(read_piece)]

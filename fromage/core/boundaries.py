@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BoundaryError', 'Misshapen', 'describe_error', 'boundary', 'name_shape', 'check_shape', 'fits_type', 'whole',
-           'describe_problem', 'read_as', 'read_json', 'check_replaceable', 'check_finite', 'TextColumn']
+           'describe_problem', 'adapter', 'read_as', 'read_json', 'check_replaceable', 'check_finite', 'TextColumn']
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00003
 import json
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -128,10 +129,16 @@ def describe_problem(kind: Any, problem: Any, name: str = "") -> str:
     return f"{place or 'the whole'} = {repr(problem['input'])[:80]}: allowed is {said or problem['msg']}"
 
 
+@lru_cache(maxsize=64)
+def adapter(kind: Any) -> TypeAdapter:
+    """What reads a `kind`; it is built once for each, since that takes longer than to read a value."""
+    return TypeAdapter(kind)
+
+
 def read_as(kind: Any, value: Any, name: str = "", error: type[Exception] = Misshapen) -> Any:
     """`value` from a file as a `kind`; an `error` of one line where it is none. An unknown name is said before all else."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return adapter(kind).validate_python(value)
     except ValidationError as problems:
         found = problems.errors()
     unknown = [each for each in found if each["type"] == "unexpected_keyword_argument"]
