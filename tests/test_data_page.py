@@ -91,4 +91,4 @@ def test_the_runs_of_the_page_take_the_parameters_it_gives_them() -> None:
         assert given and given <= {each[0] for each in read_declared(name)}, name
     named = set(re.findall(r"`-p (\w+)[` ]", TEXT))  # in the prose
     known = {each[0] for name in ("prepare", "train", "eval_vist", "eval_visdial") for each in read_declared(name)}
-    assert "tokens_per_pass" in named and named <= known
+    assert named <= known and {"tokens_per_pass", "train_form"} <= named & {each[0] for each in read_declared("train")}
