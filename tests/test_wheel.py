@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from PIL import Image
 from house_rules import ROOT, read_notebooks, runs
@@ -84,6 +85,15 @@ def test_the_command_runs_a_notebook(site: Path, folder: Path) -> None:
     done = python(site, folder, "-m", "fromage.chat.command", "prepare", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "reports/prepare.ipynb").is_file() and list((folder / "store").iterdir())
+
+
+def test_every_line_of_the_tutorial_runs_in_an_empty_folder(site: Path, folder: Path) -> None:
+    done = python(site, folder, "-m", "fromage.chat.command", "tutorial", "--steps", "20", "--pictures", "256")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = nbformat.read(folder / "reports/tutorial.ipynb", as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert len(code) > 12 and all(cell.execution_count for cell in code)
+    assert "first pictures are right" in str(code) and (folder / "data/runs/tutorial/best.safetensors").is_file()
 
 
 def test_a_run_refuses_what_is_not_allowed(site: Path, folder: Path) -> None:
