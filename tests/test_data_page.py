@@ -19,7 +19,7 @@ from house_rules import ROOT
 from PIL import Image
 
 TEXT = (ROOT / "data/README.md").read_text(encoding="utf-8")
-SHELL = "\n".join(re.findall(r"^```\n(.*?)^```", TEXT, re.S | re.M))
+SHELL = "\n".join(text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.S | re.M) if not kind)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A wheel travels: built from a copy, unpacked, and used in an empty folder that knows no repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from fromage.core.site import HOW_TO
 from PIL import Image
 from house_rules import ROOT, read_notebooks, runs
 
@@ -78,6 +80,17 @@ def test_the_lines_of_the_readme_run_in_an_empty_folder(site: Path, folder: Path
     assert done.returncode == 0, done.stderr
     answer, count = done.stdout.splitlines()
     assert answer and count == "2"
+
+
+@pytest.mark.parametrize("page", HOW_TO)
+def test_the_lines_of_the_pages_run_in_an_empty_folder(page: str, site: Path, folder: Path) -> None:
+    (folder / "my").mkdir()
+    (folder / "pictures").rename(folder / "my/pictures")
+    text = (ROOT / f"nbs/pages/{page}.md").read_text(encoding="utf-8")
+    lines = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    done = python(site, folder, "-c", lines.replace("k=3", "k=2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() or not lines
 
 
 def test_the_command_runs_a_notebook(site: Path, folder: Path) -> None:
