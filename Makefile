@@ -10,6 +10,7 @@
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
 # make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
+# make docs      build the documentation site, _docs/site/index.html, and follow every link
 # make outputs   run the library's notebooks and store their small outputs in them
 # make test      set everything up, run every test
 # make -B reports runs again what is already there. PYTHON=python3.12 chooses the Python that .venv is made with.
@@ -124,6 +125,11 @@ outputs: environment
 	@OMP_NUM_THREADS=1 python -m fromage.core.outputs
 	nbdev_clean
 
+# Strict: a warning of mkdocs and a link that leads nowhere are errors.
+.PHONY: docs
+docs: environment
+	@python -m fromage.core.site
+
 # Quick when everything is there. `.ci/installed` compares what is installed with settings.ini.
 .PHONY: environment
 environment:
@@ -150,7 +156,7 @@ test: environment
 
 .PHONY: clean clean-environment clean-reports
 clean: clean-reports
-	rm -rf data/mini/rendered
+	rm -rf data/mini/rendered _docs
 
 clean-reports:
 	rm -f reports/*.ipynb reports/*.html

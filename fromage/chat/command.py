@@ -20,7 +20,7 @@ from PIL import Image
 from ..core.config import ROOT, SHIPPED, resolve_path
 
 # %% ../../nbs/chat/08_command.ipynb #86000006
-COMMANDS = {"train": "train", "prepare": "prepare"}
+COMMANDS = {"train": "train", "prepare": "prepare", "tutorial": "tutorial"}
 BENCHMARKS = {"vist": "eval_vist", "visdial": "eval_visdial"}
 REPORTED = ("train", "eval_vist", "eval_visdial", "show_examples", "claims")
 
@@ -133,7 +133,8 @@ def main(words: Sequence[str] | None = None) -> None:
         pictures = [Image.open(Path(name).expanduser()) for name in given["picture"]]
         print(assistant.ask([*pictures, given["text"].replace("\\n", "\n")]))
     else:
-        for name, cosine in assistant.find([given["text"]], assistant.index(Path(given["folder"]).resolve()), given["k"]):
+        index = assistant.index(Path(given["folder"]).resolve())
+        for name, cosine in assistant.find([given["text"]], index, min(given["k"], len(index))):
             print(f"{cosine:.3f}\t{name}")
     return None
 
