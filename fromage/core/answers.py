@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 
 from .config import flatten, get_preset, resolve_path
-from .findings import FULL_CONTEXT, look
+from .findings import FULL_CONTEXT, look, sentence
 from .metrics import Estimate
 from .paper import PAPER_CLAIMS, CheckedClaim, answer_claim, beyond
 from .records import RunRecord, load_record
@@ -74,17 +74,19 @@ def answer_training(metrics: Mapping[str, Any]) -> str:
     named = ("grounded", "captions: precision of things named")
     far = "" if chance is None or found is None else "Beyond chance: " if found.low > chance else "Not beyond chance: "
     text = fill_in(("a caption finds its own image among all in {} %", found), ("where chance is {} %", chance),
-                ("and {} % of the things that written captions name are in the image", look(metrics, *named, "value")),
-                ("against {} % for another image", look(metrics, *named, "another image")))
+                   ("and {} % of the things that written captions name are in the image",
+                    look(metrics, *named, "value")),
+                   ("against {} % for another image", look(metrics, *named, "another image")))
     return text and f"{far}{text}."
 
 
 def answer_stories(metrics: Mapping[str, Any]) -> str:
     """`eval_vist`: whether more context finds more."""
-    text = fill_in(("all five captions and four images find the picture in {} %", look(metrics, FULL_CONTEXT, "R@1")),
-                ("the captions alone in {} %", look(metrics, "FROMAGe, 5 captions †", "R@1")),
-                ("the last caption in {} %", look(metrics, "FROMAGe, 1 caption †", "R@1")),
-                ("CLIP with all of it in {} %", look(metrics, "CLIP, 5 captions + 4 images †", "R@1")))
+    text = fill_in(("all five captions and four images find the picture in {} %",
+                    look(metrics, FULL_CONTEXT, "R@1")),
+                   ("the captions alone in {} %", look(metrics, "FROMAGe, 5 captions †", "R@1")),
+                   ("the last caption in {} %", look(metrics, "FROMAGe, 1 caption †", "R@1")),
+                   ("CLIP with all of it in {} %", look(metrics, "CLIP, 5 captions + 4 images †", "R@1")))
     return text and f"{decided(look(metrics, *beyond(FULL_CONTEXT, 'FROMAGe, 5 captions †')))}{text}."
 
 
@@ -92,20 +94,22 @@ def answer_dialogues(metrics: Mapping[str, Any]) -> str:
     """`eval_visdial`: what the image is worth to an answer, and the dialogue to finding the image."""
     right = look(metrics, "answers", "corrected", "MRR")
     text = fill_in(("the right answer has a mean reciprocal rank of {} with the image", right),
-                ("{} without it", look(metrics, "in the image's place", "nothing", "MRR")),
-                ("and ten rounds of dialogue find their image in {} %", look(metrics, "R@1 after rounds", "dialogue", "10")),
-                ("one round in {} %", look(metrics, "R@1 after rounds", "dialogue", "1")))
+                   ("{} without it", look(metrics, "in the image's place", "nothing", "MRR")),
+                   ("and ten rounds of dialogue find their image in {} %",
+                    look(metrics, "R@1 after rounds", "dialogue", "10")),
+                   ("one round in {} %", look(metrics, "R@1 after rounds", "dialogue", "1")))
     return text and f"{decided(look(metrics, 'differences', 'MRR, the image - nothing'))}{text}."
 
 # %% ../../nbs/core/14_answers.ipynb #a140013
 def answer_examples(metrics: Mapping[str, Any]) -> str:
     """`show_examples`: when a picture comes, and how often it is the one that was ordered."""
     text = fill_in(("{} % of requests for a picture show one", look(metrics, "pictures shown", "requests")),
-                ("and {} % of questions", look(metrics, "pictures shown", "questions")),
-                ("a picture with an order finds the object in the asked style in {} %",
-                 look(metrics, "composition", "FROMAGe, picture + words", "right")),
-                ("CLIP's mean of both in {} %", look(metrics, "composition", "CLIP, mean of picture and words", "right")))
-    return text and f"{text[:1].upper()}{text[1:]}."
+                   ("and {} % of questions", look(metrics, "pictures shown", "questions")),
+                   ("a picture with an order finds the object in the asked style in {} %",
+                    look(metrics, "composition", "FROMAGe, picture + words", "right")),
+                   ("CLIP's mean of both in {} %",
+                    look(metrics, "composition", "CLIP, mean of picture and words", "right")))
+    return sentence(text)
 
 
 def answer_ablations(metrics: Mapping[str, Any]) -> str:
@@ -120,8 +124,7 @@ def answer_ablations(metrics: Mapping[str, Any]) -> str:
         ("tuning all of the language model", "all layers tuned"), ("leaving `[RET]` out", "no [RET]"))]
     parts = [f"{name} {decided(each, 'raises', 'lowers', 'does not clearly change')} the share of stories whose "
              f"picture is found ({each.value:+.0f} points)" for name, each in worth if each]
-    text = "; ".join([f"of {counts.total()} claims {listed}"] * bool(claims) + parts)
-    return text and f"{text[:1].upper()}{text[1:]}."
+    return sentence("; ".join([f"of {counts.total()} claims {listed}"] * bool(claims) + parts))
 
 
 def answer_telling(metrics: Mapping[str, Any]) -> str:
@@ -144,18 +147,18 @@ def answer_ratings(metrics: Mapping[str, Any]) -> str:
     text = ", ".join(f"{question} most often what was told from {system} ({rounded(share)} %)"
                      for question, (system, share) in best.items())
     who = "simulated raters, who say nothing of people," if any(name.startswith("SIMULATED") for name in metrics) else "raters"
-    return text and f"{who[:1].upper()}{who[1:]} called {text}."
+    return sentence(text and f"{who} called {text}")
 
 # %% ../../nbs/core/14_answers.ipynb #a140014
 def answer_speed(metrics: Mapping[str, Any]) -> str:
     """`benchmark`: how many times as fast, and how soon the demo replies."""
-    text = fill_in(("training is {} times as fast as published at the same result", look(metrics, "training, plain time / ours")),
-                ("generation {}", look(metrics, "generation, one prompt to the released loop")),
-                ("scoring answers {}", look(metrics, "candidates, all different, plain time / ours")),
-                ("stories {}", look(metrics, "stories, plain time / ours")))
+    text = fill_in(("training is {} times as fast as published at the same result",
+                    look(metrics, "training, plain time / ours")),
+                   ("generation {}", look(metrics, "generation, one prompt to the released loop")),
+                   ("scoring answers {}", look(metrics, "candidates, all different, plain time / ours")),
+                   ("stories {}", look(metrics, "stories, plain time / ours")))
     reply = fill_in(("the demo replies after {} s", look(metrics, "reply (s)")))
-    whole = "; ".join(filter(None, (text, reply)))
-    return whole and f"{whole[:1].upper()}{whole[1:]}."
+    return sentence("; ".join(filter(None, (text, reply))))
 
 
 def answer_networks(metrics: Mapping[str, Any]) -> str:
@@ -165,10 +168,10 @@ def answer_networks(metrics: Mapping[str, Any]) -> str:
     values = [each.value if isinstance(each, Estimate) else each for each in shares]
     percent = [None if value is None else 100 * value for value in values]
     text = fill_in(("the shipped language model tells the colour of one of two things from a caption in {} %",
-                 percent[0]),
-                ("and the shipped tower finds a caption's image in {} %", percent[1]),
-                ("where captions allow {} %", percent[2]))
-    return text and f"{text[:1].upper()}{text[1:]}."
+                    percent[0]),
+                   ("and the shipped tower finds a caption's image in {} %", percent[1]),
+                   ("where captions allow {} %", percent[2]))
+    return sentence(text)
 
 
 def answer_features(metrics: Mapping[str, Any]) -> str:
@@ -182,10 +185,11 @@ def answer_knowledge(metrics: Mapping[str, Any]) -> str:
     found = {name: look(metrics, "own queries", name, "R@10") for name in (
         "maps on the language model", "the model's own states, best of all", "tf-idf of names and further names")}
     maps, states, words = found.values()
-    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten in {} %", maps),
+    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten "
+                    "in {} %", maps),
                    ("the language model's own states in {} %", states), ("words alone in {} %", words),
                    ("chance is {} %", look(metrics, "chance", "own queries", "R@10")))
-    return text and f"{text[:1].upper()}{text[1:]}."
+    return sentence(text)
 
 # %% ../../nbs/core/14_answers.ipynb #a140019a
 ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
