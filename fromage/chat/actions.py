@@ -64,7 +64,8 @@ def send(page: Page) -> None:
     """Sends message and attached images, or the changed words of the last question."""
     if page.busy:
         return
-    current, text = page.controls.apply(page.dialogue), page.message.value
+    current = page.controls.apply(page.dialogue)
+    text = page.message.value
     pictures = [] if page.editing else [*page.attached]
     asked = edit_last(current, text) if page.editing else ask(current, text, pictures)
     page.queue.clear()  # what somebody sends between two turns of an example ends it
@@ -85,7 +86,8 @@ def start_turn(page: Page, asked: Dialogue, mode: str | None = None, draft: Draf
     `draft`, what was typed and attached for it, leaves the fields, and returns where there is no answer."""
     if page.busy:
         raise DialogueError("A reply is being written; stop it first.")
-    decoding, mode = page.controls.decoding(), mode or page.controls.mode.value
+    decoding = page.controls.decoding()
+    mode = mode or page.controls.mode.value
     page.conversation.prompt(asked, decoding.max_new_tokens)  # fails here when it is too long
     forced = mode == "picture" or mode == "model" and decoding.max_rets and decoding.ret_bias >= FORCING
     if page.conversation.gallery is None and forced:
@@ -93,8 +95,11 @@ def start_turn(page: Page, asked: Dialogue, mode: str | None = None, draft: Draf
                             "Ask for words, without an image bias, or give the notebook a folder of images.")
     post = asyncio.get_running_loop().call_soon_threadsafe if page.threaded else lambda call, *values: call(*values)
     page.stopping.clear()
-    page.busy, page.kept, question = True, len(asked.exchanges) - 1, asked.exchanges[-1]
-    page.asked.value, page.growing.value = question_html(question), answer_html([], growing=True)
+    page.busy = True
+    page.kept = len(asked.exchanges) - 1
+    question = asked.exchanges[-1]
+    page.asked.value = question_html(question)
+    page.growing.value = answer_html([], growing=True)
     refresh(page)
     page.say("Writing …")
     take_draft(page, draft)
@@ -120,12 +125,15 @@ def finish_turn(page: Page, done: Dialogue) -> None:
     refresh(page)
     answer = done.exchanges[-1].answer
     images = sum(isinstance(piece, Picture) for piece in answer)
-    page.say("Stopped." if stopped else f"Done: {images} image{'s' * (images != 1)} found." if images else "Done.")
-    if "[RET]" in "".join(piece for piece in answer if isinstance(piece, str)) and page.conversation.gallery is None:
+    page.say("Stopped." if stopped else f"Done: {images} image{'s' * (images != 1)} found." if images
+             else "Done.")
+    if "[RET]" in "".join(piece for piece in answer
+                          if isinstance(piece, str)) and page.conversation.gallery is None:
         page.say("The model asked for an image, but there is no image index.", error=True)
     page.message.focus()
     if (queue := page.queue) and not stopped:
-        later(page, lambda: play_line(page) if queue is page.queue else None)  # meanwhile another example may have begun
+        # meanwhile another example may have begun
+        later(page, lambda: play_line(page) if queue is page.queue else None)
 
 
 def show_failure(page: Page, problem: Exception, draft: Draft) -> None:
@@ -135,12 +143,14 @@ def show_failure(page: Page, problem: Exception, draft: Draft) -> None:
     refresh(page)
     return_draft(page, draft)
     known = isinstance(problem, DialogueError)
-    page.say(str(problem) if known else f"Something went wrong: {type(problem).__name__}: {problem}", error=True)
+    page.say(str(problem) if known else f"Something went wrong: {type(problem).__name__}: {problem}",
+             error=True)
 
 # %% ../../nbs/chat/05_actions.ipynb #9ee9fafd
 def change_dialogue(page: Page, dialogue: Dialogue, text: str) -> None:
     """Makes another dialogue the current one."""
-    page.dialogue, page.editing = dialogue, False
+    page.dialogue = dialogue
+    page.editing = False
     page.queue.clear()
     page.about.value = ""
     refresh(page)
@@ -149,7 +159,8 @@ def change_dialogue(page: Page, dialogue: Dialogue, text: str) -> None:
 
 def begin_editing(page: Page) -> None:
     """Puts the last question's words into the text field."""
-    page.editing, page.message.value = True, page.dialogue.exchanges[-1].text
+    page.editing = True
+    page.message.value = page.dialogue.exchanges[-1].text
     page.queue.clear()
     refresh(page)
     page.say("Change the words of the last question and send it again.")
@@ -167,14 +178,16 @@ def try_again(page: Page) -> None:
 # %% ../../nbs/chat/05_actions.ipynb #71085f7d
 def receive(page: Page) -> None:
     """Attaches uploaded files; one that is no usable image is named, the others count."""
-    files, page.upload.value = page.upload.value, ()
+    files = page.upload.value
+    page.upload.value = ()
     for file in files:
         guard_action(page, lambda: attach(page, read_picture(str(file["name"]), bytes(file["content"]))))
 
 
 def receive_dialogue(page: Page) -> None:
     """Goes on with an uploaded dialogue."""
-    files, page.load.value = page.load.value, ()
+    files = page.load.value
+    page.load.value = ()
     for file in files:
         dialogue = match_gallery(import_json(bytes(file["content"])), page.conversation.gallery)
         page.controls.show(dialogue)
@@ -210,9 +223,11 @@ def play_line(page: Page) -> None:
         page.queue.clear()
     if not page.queue:
         return
-    line, pictures = page.queue.pop(0), []
+    line = page.queue.pop(0)
+    pictures = []
     if line.picture:
-        pictures, page.seed = page.conversation.gallery.choose(1, page.seed), page.seed + 1
+        pictures = page.conversation.gallery.choose(1, page.seed)
+        page.seed = page.seed + 1
     start_turn(page, ask(page.controls.apply(page.dialogue), line.text, pictures), line.mode)
 
 # %% ../../nbs/chat/05_actions.ipynb #6c1f9b28
@@ -229,11 +244,15 @@ def connect(page: Page) -> None:
         page.buttons[name].on_click(lambda _, action=action, run=run: run(page, action))
     for button, example in zip(page.examples, EXAMPLES):
         button.on_click(lambda _, example=example: guard_action(page, lambda: play(page, example)))
-    page.message.on_msg(lambda _, content, __: later(page, lambda: send(page)) if content.get("event") == "submit" else None)
+    page.message.on_msg(lambda _, content, __: later(page, lambda: send(page))
+                        if content.get("event") == "submit" else None)
     length = page.controls.numbers["max_new_tokens"]
-    length.observe(lambda _: None if page.busy else refresh(page), "value")  # what a prompt holds depends on it
-    page.upload.observe(lambda found: guard_action(page, lambda: receive(page)) if found["new"] else None, "value")
-    page.load.observe(lambda found: guard_action(page, lambda: receive_dialogue(page)) if found["new"] else None, "value")
+    # what a prompt holds depends on it
+    length.observe(lambda _: None if page.busy else refresh(page), "value")
+    page.upload.observe(lambda found: guard_action(page, lambda: receive(page)) if found["new"] else None,
+                        "value")
+    page.load.observe(lambda found: guard_action(page, lambda: receive_dialogue(page)) if found["new"]
+                      else None, "value")
 
 
 def open_page(conversation: Conversation, seed: int = 0, threaded: bool = True) -> Page:

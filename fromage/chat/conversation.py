@@ -31,7 +31,8 @@ from ..networks.splits import render_if_mini
 # %% ../../nbs/chat/02_conversation.ipynb #6c56cdf8
 @dataclass(frozen=True)
 class Gallery:
-    """An index and the folder that its ids are names in; `paths` of the index count first. `linked`: folders below it, as the
+    """An index and the folder that its ids are names in; `paths` of the index count first.
+    `linked`: folders below it, as the
     paths name them, that may be links out of it; whoever opens the gallery says so, and no table."""
     index: ImageIndex
     folder: Path
@@ -43,7 +44,8 @@ class Gallery:
         path = self.index.paths[row] if self.index.paths else name
         base = next((each for each in self.linked if path.startswith(f"{each}/")), "")
         try:
-            return read_picture(name, read_inside(self.folder / base, path[len(base) + bool(base):]), row, score)
+            return read_picture(name, read_inside(self.folder / base, path[len(base) + bool(base):]), row,
+                                score)
         except BadImage as problem:
             raise DialogueError(f"{name} cannot be shown: {problem}.") from None
 
@@ -54,7 +56,8 @@ class Gallery:
 
 
 def open_gallery(assistant: Assistant, images: str | Path, linked: tuple[str, ...] = ()) -> Gallery | None:
-    """The gallery of a folder of images, or of a saved index (.safetensors); None for an empty name. `linked` as in Gallery.
+    """The gallery of a folder of images, or of a saved index (.safetensors);
+    None for an empty name. `linked` as in Gallery.
 
     ValueError for an index of another checkpoint than the assistant's: it would find wrong images."""
     if not images:
@@ -67,14 +70,17 @@ def open_gallery(assistant: Assistant, images: str | Path, linked: tuple[str, ..
 
 # %% ../../nbs/chat/02_conversation.ipynb #7a90c2d2
 def match_gallery(dialogue: Dialogue, gallery: Gallery | None) -> Dialogue:
-    """With the gallery's rows for retrieved pictures, found by name; no row for those that it does not hold."""
+    """With the gallery's rows for retrieved pictures, found by name;
+    no row for those that it does not hold."""
     rows = {name: row for row, name in enumerate(gallery.index.ids)} if gallery else {}
 
     def match(pieces: Sequence[str | Picture]) -> tuple[str | Picture, ...]:
-        return tuple(piece if isinstance(piece, str) or piece.row is None else replace(piece, row=rows.get(piece.name))
+        return tuple(piece if isinstance(piece, str) or piece.row is None
+                     else replace(piece, row=rows.get(piece.name))
                      for piece in pieces)
 
-    exchanges = [replace(one, pictures=match(one.pictures), answer=None if one.answer is None else match(one.answer))
+    exchanges = [replace(one, pictures=match(one.pictures),
+                         answer=None if one.answer is None else match(one.answer))
                  for one in dialogue.exchanges]
     return replace(dialogue, exchanges=tuple(exchanges))
 
@@ -176,7 +182,8 @@ class Conversation:
 def wants_picture(conversation: Conversation, dialogue: Dialogue, mode: str | None) -> bool:
     """Whether the last question is to be answered by a picture at once."""
     check_mode(mode)
-    text, model = dialogue.exchanges[-1].text, conversation.assistant.model
+    text = dialogue.exchanges[-1].text
+    model = conversation.assistant.model
     if mode != "model" or conversation.gallery is None or not text:
         return mode == "picture"
     if conversation.bias is None:

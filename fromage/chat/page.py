@@ -16,7 +16,8 @@ from ipywidgets import Box, Button, FileUpload, Text, VBox
 from .conversation import Conversation
 from .dialogue import QUESTIONS, Dialogue, Step, is_bare
 from .pictures import DialogueError, Picture, text_html
-from .widgets import (PAGE_STYLE, Controls, answer_html, exchange_view, picture_row, probability_plot,
+from .widgets import (PAGE_STYLE, Controls, answer_html, exchange_view, picture_row,
+                                  probability_plot,
                                   section)
 from ..core.serving import note, status_html
 from ..model.prompts import Prompt, show_prompt
@@ -52,8 +53,10 @@ class Example:
 
 
 EXAMPLES = (
-    Example("Show me a picture", "A sentence is answered with images.", QUESTIONS, (Line("show me a red ball on the grass"),)),
-    Example("A picture as a pencil drawing", "Concept composition: a picture and words ask for one image together.", QUESTIONS,
+    Example("Show me a picture", "A sentence is answered with images.", QUESTIONS,
+            (Line("show me a red ball on the grass"),)),
+    Example("A picture as a pencil drawing",
+            "Concept composition: a picture and words ask for one image together.", QUESTIONS,
             (Line("as a pencil drawing", True, "picture"),)),
     Example("Refine over turns", "Each turn adds to what is asked for.", QUESTIONS,
             (Line("a red ball", mode="picture"), Line("a red ball on the grass", mode="picture"),
@@ -62,15 +65,19 @@ EXAMPLES = (
             (Line("what do you see?", True, "words"), Line("is it a photo or a drawing?", mode="words"),
              Line("what is the ground?", mode="words"))),
     Example("A dialogue that ends in an image", "The model imagines a thing, then shows it.", QUESTIONS,
-            (Line("what do you see?", mode="words"), Line("is it big?", mode="words"), Line("what is the ground?", mode="words"),
+            (Line("what do you see?", mode="words"), Line("is it big?", mode="words"),
+             Line("what is the ground?", mode="words"),
              Line("show it", mode="picture"))),
 )
 
 # %% ../../nbs/chat/04_page.ipynb #7cf6b47f
 BUTTONS = (
-    ("send", "Send", "Send the message and the attached images (Enter)"), ("stop", "Stop", "Stop the reply where it is"),
-    ("undo", "Undo", "Take the last turn back"), ("again", "Regenerate", "Another reply to the last question"),
-    ("edit", "Edit last", "Change the words of the last question"), ("reset", "New dialogue", "Forget everything said so far"),
+    ("send", "Send", "Send the message and the attached images (Enter)"),
+    ("stop", "Stop", "Stop the reply where it is"),
+    ("undo", "Undo", "Take the last turn back"), ("again", "Regenerate",
+                                                  "Another reply to the last question"),
+    ("edit", "Edit last", "Change the words of the last question"),
+    ("reset", "New dialogue", "Forget everything said so far"),
     ("others", "Other images", "Show other images to pick from"),
     ("save", "Save dialogue", "Make links to the dialogue as JSON and as a page"),
 )
@@ -113,35 +120,44 @@ def arrange_page(page: Page) -> VBox:
     """Where everything stands."""
     row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%", "overflow": "visible"}
     buttons = page.buttons
-    inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload, page.controls.mode], layout=row)
+    inputs = Box([page.message, buttons["send"], buttons["stop"], page.upload, page.controls.mode],
+                 layout=row)
     actions = Box([buttons[name] for name in ("undo", "again", "edit", "reset")], layout=row)
     title = note("<h2>Try an example, in a new dialogue</h2>")
-    left = VBox([title, Box(page.examples, layout=row), page.about, page.log, page.status, page.attachments, inputs, actions],
-                layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible", "padding": "0 14px 0 0"})
+    left = VBox([title, Box(page.examples, layout=row), page.about, page.log, page.status, page.attachments,
+                 inputs, actions],
+                layout={"flex": "3 1 480px", "min_width": "0", "overflow": "visible",
+                        "padding": "0 14px 0 0"})
     saving = VBox([Box([buttons["save"], page.load], layout=row), page.saved])
-    parts = {"Images to start from": page.picks, "Settings": page.controls.view, "When an image comes": page.plot,
+    parts = {"Images to start from": page.picks, "Settings": page.controls.view,
+             "When an image comes": page.plot,
              "The exact prompt": page.prompt, "Save and load": saving}
-    right = VBox([section(title, part, number in (0, 2)) for number, (title, part) in enumerate(parts.items())],
+    right = VBox([section(title, part, number in (0, 2))
+                  for number, (title, part) in enumerate(parts.items())],
                  layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
     gallery = page.conversation.gallery
     found = f"text and images out, found among {len(gallery.index):,}" if gallery else "text out; there is no image index"
     head = note(f'{PAGE_STYLE}<h1>FROMAGe</h1><p class="lead">Text and images in, {found}. '
                 "A click on an image puts it into the next turn.</p>")
-    whole = VBox([head, Box([left, right], layout={"flex_flow": "row wrap", "width": "100%", "align_items": "flex-start"})])
+    whole = VBox([head, Box([left, right], layout={"flex_flow": "row wrap", "width": "100%",
+                                                   "align_items": "flex-start"})])
     whole.add_class("fromage")
     return whole
 
 # %% ../../nbs/chat/04_page.ipynb #985d052c
 def refresh(page: Page) -> None:
     """Makes the page show the state."""
-    exchanges, pick = page.dialogue.exchanges, lambda picture: attach(page, picture)
+    exchanges = page.dialogue.exchanges
+    pick = lambda picture: attach(page, picture)
     page.views = {one: page.views.get(one) or exchange_view(one, pick) for one in exchanges}
-    shown = [page.views[one] for one in exchanges[:page.kept if page.busy else None]]  # a question asked again is in `live`
+    # a question asked again is in `live`
+    shown = [page.views[one] for one in exchanges[:page.kept if page.busy else None]]
     if not exchanges:
         words = "Nothing said yet. Type a message, pick an image, or click an example."
         shown = [] if page.busy else [note(f'<div class="empty">{words}</div>')]
     if left_out := show_last_prompt(page):
-        shown.insert(left_out, note('<div class="trimmed">▲ too long ago: these turns are no longer in the prompt</div>'))
+        shown.insert(left_out, note('<div class="trimmed">▲ too long ago: these turns are no longer in the '
+                                    'prompt</div>'))
     page.messages.children = [*shown, *[page.live] * page.busy]
     page.plot.value = probability_plot(exchanges[-1].steps if exchanges else [])
     actions = [*page.buttons.values(), *page.examples, page.upload, page.load]
@@ -152,7 +168,7 @@ def refresh(page: Page) -> None:
         page.buttons[name].disabled |= not exchanges
     page.buttons["send"].description = "Send changed" if page.editing else "Send"
 
-
+# %% ../../nbs/chat/04_page.ipynb #193da9f2
 def show_last_prompt(page: Page) -> int:
     """Shows `current_prompt`, or why there is none; returns how many exchanges it leaves out."""
     if not page.dialogue.exchanges:
@@ -160,11 +176,13 @@ def show_last_prompt(page: Page) -> int:
         return 0
     try:
         prompt, left_out = current_prompt(page)
-    except DialogueError as problem:  # a loaded dialogue may be too long, or the reply's length was raised since
+    # a loaded dialogue may be too long, or the reply's length was raised since
+    except DialogueError as problem:
         page.prompt.value = f'<p class="help">{text_html(f"There is no such prompt. {problem}")}</p>'
         return 0
     shown = show_prompt(page.conversation.assistant.model.vocabulary, prompt)
-    about = (f"{len(prompt.ids)} tokens, each in brackets: the prompt of the latest reply with the present settings. "
+    about = (f"{len(prompt.ids)} tokens, each in brackets: the prompt of the latest reply with the present "
+             "settings. "
              "Where Length was another one then, it may have held more or fewer of the oldest turns.")
     page.prompt.value = f'<div class="help">{about}</div><pre>{text_html(shown)}</pre>'
     return left_out
@@ -206,13 +224,16 @@ def choose_pictures(page: Page) -> None:
     if gallery is None:
         reason = "There is no image index, so nothing can be picked and no image can be found."
         remedy = "Give the notebook a folder of images"
-        page.picks.children = [note(f'<p class="help">{reason} {remedy} (parameter <code>images</code>).</p>')]
+        page.picks.children = [note(f'<p class="help">{reason} {remedy} (parameter '
+                                    '<code>images</code>).</p>')]
         return
-    pictures, page.seed = gallery.choose(6, page.seed), page.seed + 1
+    pictures = gallery.choose(6, page.seed)
+    page.seed = page.seed + 1
     row = picture_row(pictures, "Put into the next turn", lambda picture: attach(page, picture))
     page.picks.children = [row, page.buttons["others"]]
 
 
 def show_growing(page: Page, pieces: list[str | Picture], steps: list[Step]) -> None:
     """Shows an answer while it grows."""
-    page.growing.value, page.plot.value = answer_html(pieces, growing=True), probability_plot(steps)
+    page.growing.value = answer_html(pieces, growing=True)
+    page.plot.value = probability_plot(steps)

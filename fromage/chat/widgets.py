@@ -65,7 +65,8 @@ def section(title: str, part: Widget, opened: bool = False) -> VBox:
     head.add_class("fromage-section")
 
     def show(opened: bool) -> None:
-        head.description, head.tooltip = f"{'▾' if opened else '▸'} {title}", f"{'Close' if opened else 'Open'}: {title}"
+        head.description = f"{'▾' if opened else '▸'} {title}"
+        head.tooltip = f"{'Close' if opened else 'Open'}: {title}"
         part.layout.display = None if opened else "none"
 
     head.on_click(lambda _: show(part.layout.display == "none"))
@@ -79,7 +80,8 @@ def picture_button(picture: Picture, action: str, click: Callable[[Picture], Non
     button.add_class("fromage-picture")
     button.add_class(name := f"picture-{button.model_id}")
     button.on_click(lambda _: click(picture))
-    look = HTML(f"<style>.{name} {{ --picture: url({picture.address}); }}</style>", layout={"display": "none"})
+    look = HTML(f"<style>.{name} {{ --picture: url({picture.address}); }}</style>",
+                layout={"display": "none"})
     return VBox([look, button], layout={"overflow": "visible", "margin": "4px"})
 
 
@@ -98,7 +100,8 @@ def question_html(exchange: Exchange) -> str:
 
 def bubble_html(pieces: Sequence[str | Picture], growing: bool = False) -> str:
     """A part of an answer in one bubble."""
-    shown = [f"<p>{text_html(piece)}</p>" if isinstance(piece, str) else picture_html(piece) for piece in pieces if piece]
+    shown = [f"<p>{text_html(piece)}</p>" if isinstance(piece, str) else picture_html(piece)
+             for piece in pieces if piece]
     dots = '<p aria-label="still writing">…</p>' if growing else ""
     body = "".join(shown) + dots or "<p><i>(the model says nothing)</i></p>"
     return f'<div class="bubble answer">{body}</div>'
@@ -110,13 +113,15 @@ def answer_html(pieces: Sequence[str | Picture], growing: bool = False) -> str:
 
 
 def exchange_view(exchange: Exchange, pick: Callable[[Picture], None]) -> VBox:
-    """A question and its answer, texts and pictures in their order; a click on one of the answer's pictures calls `pick`."""
+    """A question and its answer, texts and pictures in their order;
+    a click on one of the answer's pictures calls `pick`."""
     parts: list[Widget] = [note(question_html(exchange))]
     if exchange.answer is not None:
         parts.append(note(answer_html([]) if not exchange.answer else '<div class="who">FROMAGe</div>'))
         for kind, group in groupby(exchange.answer, type):
             pieces = [*group]
-            parts.append(picture_row(pieces, "Put into the next turn", pick) if kind is Picture else note(bubble_html(pieces)))
+            parts.append(picture_row(pieces, "Put into the next turn", pick) if kind is Picture
+                         else note(bubble_html(pieces)))
     return VBox(parts, layout={"overflow": "visible", "margin": "0 0 10px"})
 
 # %% ../../nbs/chat/03_widgets.ipynb #6784865c
@@ -124,35 +129,45 @@ def probability_plot(steps: Sequence[Step]) -> str:
     """An SVG of P([RET]) at every token of an answer."""
     if not steps:
         return '<p class="help">Here the probability of [RET] at every token of the latest answer will be shown.</p>'
-    width, height, bars = max(340, 40 + 22 * len(steps)), 120, []
+    width = max(340, 40 + 22 * len(steps))
+    height = 120
+    bars = []
     for place, step in enumerate(steps):
-        x, name = 34 + 22 * place, escape(step.token.strip() or "⏎", quote=True)
+        x = 34 + 22 * place
+        name = escape(step.token.strip() or "⏎", quote=True)
         for share, colour, wide in ((step.steered, "#b9a3e3", 16), (step.own, "#5b3aa6", 8)):
             tall = max(share * 100, 1)
             left = x + 8 - wide / 2
-            bars.append(f'<rect x="{left}" y="{height - tall:.1f}" width="{wide}" height="{tall:.1f}" fill="{colour}">'
+            bars.append(f'<rect x="{left}" y="{height - tall:.1f}" width="{wide}" height="{tall:.1f}" '
+                        f'fill="{colour}">'
                         f"<title>{name}: {step.own:.3f}, steered {step.steered:.3f}</title></rect>")
         turn = f"rotate(60 {x + 11} {height + 8})"
         bars.append(f'<text x="{x + 11}" y="{height + 8}" font-size="10" transform="{turn}">{name}</text>')
     lines = "".join(f'<line x1="30" x2="{width}" y1="{height - level}" y2="{height - level}" stroke="#ddd"/>'
-                    f'<text x="26" y="{height - level + 4}" font-size="10" text-anchor="end">{level / 100:g}</text>'
+                    f'<text x="26" y="{height - level + 4}" font-size="10" '
+                    f'text-anchor="end">{level / 100:g}</text>'
                     for level in (0, 50, 100))
     most = max(range(len(steps)), key=lambda place: steps[place].steered)
-    label = escape(f"P([RET]) at {len(steps)} tokens; highest {steps[most].steered:.2f} at token {most + 1}", quote=True)
-    return (f'<div style="overflow-x: auto"><svg role="img" aria-label="{label}" width="{width}" height="{height + 62}" '
+    label = escape(f"P([RET]) at {len(steps)} tokens; highest {steps[most].steered:.2f} at token {most + 1}",
+                   quote=True)
+    return (f'<div style="overflow-x: auto"><svg role="img" aria-label="{label}" width="{width}" '
+            f'height="{height + 62}" '
             f'viewBox="0 -16 {width} {height + 62}"><text x="2" y="-4" font-size="11">P([RET])</text>'
             f'{lines}{"".join(bars)}</svg></div>'
             '<p class="help">Dark: the model\'s own probability of [RET] in the place of each token. '
-            "Light: after the image bias; 0 where [RET] is not allowed (0 image points, or too few words so far).</p>")
+            "Light: after the image bias; 0 where [RET] is not allowed (0 image points, or too few words so "
+            "far).</p>")
 
 # %% ../../nbs/chat/03_widgets.ipynb #1df80097
 HELP = {
     "ret_bias": ("Image bias", "−10 to 20 nats, added to the logit of [RET]: within words, "
                  "0 leaves it to the model, 20 makes it show an image at once, −10 none."),
     "images": ("Images each", "1 to 6: how many images one [RET] shows, best first."),
-    "max_rets": ("Image points", "0 to 4: how often a reply may show images, at most; the last one ends it. 0 for words only."),
+    "max_rets": ("Image points", "0 to 4: how often a reply may show images, at most; the last one ends it. "
+                                 "0 for words only."),
     "max_new_tokens": ("Length", "4 to 96 tokens of a reply, at most; a line's end comes earlier as a rule."),
-    "temperature": ("Temperature", "0 to 2: 0 always takes the likeliest word; higher is more varied, and every try differs."),
+    "temperature": ("Temperature", "0 to 2: 0 always takes the likeliest word; higher is more varied, and "
+                                   "every try differs."),
 }
 
 
@@ -163,7 +178,8 @@ class Controls:
     """Numbers for decoding, the template, and whether found pictures stay in the prompt."""
 
     def __init__(self, defaults: Decoding = Decoding(max_rets=1, images=3)):
-        self.defaults, wide = defaults, {"layout": {"width": "98%"}, "style": {"description_width": "92px"}}
+        self.defaults = defaults
+        wide = {"layout": {"width": "98%"}, "style": {"description_width": "92px"}}
         shared: dict[str, Any] = {"layout": {"width": "190px"}, "style": wide["style"]}
         self.numbers = {
             "ret_bias": BoundedFloatText(defaults.ret_bias, min=-10, max=20, step=0.5, **shared),
@@ -175,17 +191,23 @@ class Controls:
             number.description, number.tooltip = HELP[name]
         forms = {"Questions and answers": QUESTIONS, "Plain text": PLAIN}
         self.form = ipywidgets.Dropdown(options=forms, description="Form", **wide)
-        self.template = ipywidgets.Text(QUESTIONS.replace("\n", "\\n"), description="Template", continuous_update=False, **wide)
-        self.form.observe(lambda change: setattr(self.template, "value", change["new"].replace("\n", "\\n")), "value")
+        self.template = ipywidgets.Text(QUESTIONS.replace("\n", "\\n"), description="Template",
+                                        continuous_update=False, **wide)
+        self.form.observe(lambda change: setattr(self.template, "value", change["new"].replace("\n", "\\n")),
+                          "value")
         self.mode = ipywidgets.Dropdown(options=REPLIES, description="Reply", layout={"width": "230px"},
                                         style={"description_width": "44px"},
-                                        tooltip="Whether the reply is words, a picture, or what the message asks for")
-        self.shown_pictures = ipywidgets.Checkbox(False, description="Found images stay in the prompt", indent=False)
+                                        tooltip="Whether the reply is words, a picture, or what the message "
+                                                "asks for")
+        self.shown_pictures = ipywidgets.Checkbox(False, description="Found images stay in the prompt",
+                                                  indent=False)
         rows = [part for name, number in self.numbers.items()
                 for part in (number, note(f'<div class="help">{HELP[name][1]}</div>'))]
         self.view = VBox([*rows, self.form, self.template, note(
-            '<div class="help">How turns become the prompt: {images}, {text} and {reply} each once; \\n is a new line.</div>'),
-            self.shown_pictures, note('<div class="help">Off, as published: later turns know only that [RET] was said.</div>')])
+            '<div class="help">How turns become the prompt: {images}, {text} and {reply} each once; \\n is '
+            'a new line.</div>'),
+            self.shown_pictures, note('<div class="help">Off, as published: later turns know only that '
+                                      '[RET] was said.</div>')])
 
     def decoding(self) -> Decoding:
         """What the numbers say."""
@@ -193,8 +215,10 @@ class Controls:
 
     def apply(self, dialogue: Dialogue) -> Dialogue:
         """The dialogue with the template and the choice that the controls show."""
-        return replace(dialogue, template=self.template.value.replace("\\n", "\n"), shown_pictures=self.shown_pictures.value)
+        return replace(dialogue, template=self.template.value.replace("\\n", "\n"),
+                       shown_pictures=self.shown_pictures.value)
 
     def show(self, dialogue: Dialogue) -> None:
         """Sets template and choice to those of a dialogue."""
-        self.template.value, self.shown_pictures.value = dialogue.template.replace("\n", "\\n"), dialogue.shown_pictures
+        self.template.value = dialogue.template.replace("\n", "\\n")
+        self.shown_pictures.value = dialogue.shown_pictures

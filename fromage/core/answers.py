@@ -36,15 +36,18 @@ def split_opening(source: str) -> tuple[str, str, str]:
 def find_question(run: str) -> str:
     """The question of a run by its name; the name itself where there is no such notebook."""
     path = resolve_path(f"nbs/{run}.ipynb")
-    return split_opening(nbformat.read(path, as_version=4).cells[0].source)[1] or run if path.is_file() else run
+    return split_opening(nbformat.read(path,
+                                       as_version=4).cells[0].source)[1] or run if path.is_file() else run
 
 # %% ../../nbs/core/14_answers.ipynb #a140009
 def rounded(value: Estimate | float | None) -> str | None:
-    """A number for a sentence: whole from ten upwards, one decimal below, three below a tenth; None for none."""
+    """A number for a sentence: whole from ten upwards, one decimal below, three below a tenth;
+    None for none."""
     number = value.value if isinstance(value, Estimate) else value
     if number is None:
         return None
-    return format(number, ".0f" if abs(number) >= 10 else ".1f" if abs(number) >= 0.1 or not number else ".3f")
+    return format(number, ".0f" if abs(number) >= 10 else ".1f" if abs(number) >= 0.1 or not number
+                  else ".3f")
 
 
 def fill_in(*parts: tuple[str, Any]) -> str:
@@ -53,8 +56,10 @@ def fill_in(*parts: tuple[str, Any]) -> str:
     return ", ".join(text.format(number) for text, number in given if number is not None)
 
 
-def decided(difference: Estimate | None, yes: str = "Yes: ", no: str = "No: ", unclear: str = "Undecided: ") -> str:
-    """The word that an interval chooses: clear of zero above, below, or neither; empty without an interval."""
+def decided(difference: Estimate | None, yes: str = "Yes: ", no: str = "No: ",
+            unclear: str = "Undecided: ") -> str:
+    """The word that an interval chooses: clear of zero above, below, or neither;
+    empty without an interval."""
     if not isinstance(difference, Estimate):
         return ""
     return yes if difference.low > 0 else no if difference.high < 0 else unclear
@@ -73,15 +78,18 @@ def answer_training(metrics: Mapping[str, Any]) -> str:
     chance = look(metrics, "grounded", "caption to image: R@1 of the ceiling", "chance")
     named = ("grounded", "captions: precision of things named")
     far = "" if chance is None or found is None else "Beyond chance: " if found.low > chance else "Not beyond chance: "
-    text = fill_in(("a caption finds its own image among all in {} %", found), ("where chance is {} %", chance),
-                ("and {} % of the things that written captions name are in the image", look(metrics, *named, "value")),
+    text = fill_in(("a caption finds its own image among all in {} %", found),
+                   ("where chance is {} %", chance),
+                ("and {} % of the things that written captions name are in the image",
+                 look(metrics, *named, "value")),
                 ("against {} % for another image", look(metrics, *named, "another image")))
     return text and f"{far}{text}."
 
 
 def answer_stories(metrics: Mapping[str, Any]) -> str:
     """`eval_vist`: whether more context finds more."""
-    text = fill_in(("all five captions and four images find the picture in {} %", look(metrics, FULL_CONTEXT, "R@1")),
+    text = fill_in(("all five captions and four images find the picture in {} %",
+                    look(metrics, FULL_CONTEXT, "R@1")),
                 ("the captions alone in {} %", look(metrics, "FROMAGe, 5 captions †", "R@1")),
                 ("the last caption in {} %", look(metrics, "FROMAGe, 1 caption †", "R@1")),
                 ("CLIP with all of it in {} %", look(metrics, "CLIP, 5 captions + 4 images †", "R@1")))
@@ -93,7 +101,8 @@ def answer_dialogues(metrics: Mapping[str, Any]) -> str:
     right = look(metrics, "answers", "corrected", "MRR")
     text = fill_in(("the right answer has a mean reciprocal rank of {} with the image", right),
                 ("{} without it", look(metrics, "in the image's place", "nothing", "MRR")),
-                ("and ten rounds of dialogue find their image in {} %", look(metrics, "R@1 after rounds", "dialogue", "10")),
+                ("and ten rounds of dialogue find their image in {} %",
+                 look(metrics, "R@1 after rounds", "dialogue", "10")),
                 ("one round in {} %", look(metrics, "R@1 after rounds", "dialogue", "1")))
     return text and f"{decided(look(metrics, 'differences', 'MRR, the image - nothing'))}{text}."
 
@@ -104,7 +113,8 @@ def answer_examples(metrics: Mapping[str, Any]) -> str:
                 ("and {} % of questions", look(metrics, "pictures shown", "questions")),
                 ("a picture with an order finds the object in the asked style in {} %",
                  look(metrics, "composition", "FROMAGe, picture + words", "right")),
-                ("CLIP's mean of both in {} %", look(metrics, "composition", "CLIP, mean of picture and words", "right")))
+                ("CLIP's mean of both in {} %", look(metrics, "composition",
+                                                     "CLIP, mean of picture and words", "right")))
     return text and f"{text[:1].upper()}{text[1:]}."
 
 
@@ -114,28 +124,32 @@ def answer_ablations(metrics: Mapping[str, Any]) -> str:
     counts = Counter(look(row, "here") for row in claims.values())
     plural = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided"}
     single = {"undecided": "is undecided"}
-    listed = ", ".join(f"{count} {(single if count == 1 else plural).get(each, each)}" for each, count in counts.items())
+    listed = ", ".join(f"{count} {(single if count == 1 else plural).get(each, each)}"
+                       for each, count in counts.items())
     stories = look(metrics, "differences", "story, 5 captions + 4 images †: R@1") or {}
     worth = [(name, look(stories, variant, "difference")) for name, variant in (
         ("tuning all of the language model", "all layers tuned"), ("leaving `[RET]` out", "no [RET]"))]
-    parts = [f"{name} {decided(each, 'raises', 'lowers', 'does not clearly change')} the share of stories whose "
+    parts = [f"{name} {decided(each, 'raises', 'lowers', 'does not clearly change')} the share of stories "
+             "whose "
              f"picture is found ({each.value:+.0f} points)" for name, each in worth if each]
     text = "; ".join([f"of {counts.total()} claims {listed}"] * bool(claims) + parts)
     return text and f"{text[:1].upper()}{text[1:]}."
 
-
+# %% ../../nbs/core/14_answers.ipynb #df38b232
 def answer_telling(metrics: Mapping[str, Any]) -> str:
     """`tell_stories`: how much of what is told is true, by what the model saw."""
     right = look(metrics, "programmatic relevance, right (% of facts)") or {}
     text = fill_in(*((f"{{}} % {when}", look(right, f"FROMAGe, {name}, greedy")) for name, when in (
         ("5th image", "of the facts told of the last picture are true of it when the model saw it alone"),
-        ("5 images + 4 captions", "when it saw all pictures and captions"), ("4 captions", "when it saw captions alone"))))
+        ("5 images + 4 captions", "when it saw all pictures and captions"),
+        ("4 captions", "when it saw captions alone"))))
     return text and f"{text}."
 
 
 def answer_ratings(metrics: Mapping[str, Any]) -> str:
     """`analyse_ratings`: which endings were preferred, and by whom."""
-    shares = {name: look(metrics, name) for name in metrics if "FROMAGe" in name and "differences" not in name}
+    shares = {name: look(metrics, name) for name in metrics
+              if "FROMAGe" in name and "differences" not in name}
     best = {}
     for name, share in shares.items():
         question, _, system = name.partition(": ")[2].partition(", ") if name.startswith("SIMULATED") else name.partition(", ")
@@ -143,13 +157,15 @@ def answer_ratings(metrics: Mapping[str, Any]) -> str:
             best[question] = (system.removeprefix("FROMAGe, ").removesuffix(", greedy"), share)
     text = ", ".join(f"{question} most often what was told from {system} ({rounded(share)} %)"
                      for question, (system, share) in best.items())
-    who = "simulated raters, who say nothing of people," if any(name.startswith("SIMULATED") for name in metrics) else "raters"
+    who = "simulated raters, who say nothing of people," if any(name.startswith("SIMULATED")
+                                                                for name in metrics) else "raters"
     return text and f"{who[:1].upper()}{who[1:]} called {text}."
 
 # %% ../../nbs/core/14_answers.ipynb #a140014
 def answer_speed(metrics: Mapping[str, Any]) -> str:
     """`benchmark`: how many times as fast, and how soon the demo replies."""
-    text = fill_in(("training is {} times as fast as published at the same result", look(metrics, "training, plain time / ours")),
+    text = fill_in(("training is {} times as fast as published at the same result",
+                    look(metrics, "training, plain time / ours")),
                 ("generation {}", look(metrics, "generation, one prompt to the released loop")),
                 ("scoring answers {}", look(metrics, "candidates, all different, plain time / ours")),
                 ("stories {}", look(metrics, "stories, plain time / ours")))
@@ -173,25 +189,30 @@ def answer_networks(metrics: Mapping[str, Any]) -> str:
 
 def answer_features(metrics: Mapping[str, Any]) -> str:
     """`prepare`: how many images can be used."""
-    kept, seen = look(metrics, "images in the store"), look(metrics, "images seen")
+    kept = look(metrics, "images in the store")
+    seen = look(metrics, "images seen")
     return f"{kept:,} images are in the store, {seen:,} were seen." if kept is not None and seen is not None else ""
 
 
 def answer_knowledge(metrics: Mapping[str, Any]) -> str:
     """`eval_knowledge`: what maps trained on names alone find of what is not named."""
     found = {name: look(metrics, "own queries", name, "R@10") for name in (
-        "maps on the language model", "the model's own states, best of all", "tf-idf of names and further names")}
+        "maps on the language model", "the model's own states, best of all",
+        "tf-idf of names and further names")}
     maps, states, words = found.values()
-    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten in {} %", maps),
+    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best "
+                    "ten in {} %", maps),
                    ("the language model's own states in {} %", states), ("words alone in {} %", words),
                    ("chance is {} %", look(metrics, "chance", "own queries", "R@10")))
     return text and f"{text[:1].upper()}{text[1:]}."
 
 # %% ../../nbs/core/14_answers.ipynb #a140019a
 ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "claims": answer_claims, "train": answer_training, "eval_vist": answer_stories, "eval_visdial": answer_dialogues,
+    "claims": answer_claims, "train": answer_training, "eval_vist": answer_stories,
+    "eval_visdial": answer_dialogues,
     "show_examples": answer_examples, "ablate": answer_ablations, "tell_stories": answer_telling,
-    "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks, "prepare": answer_features,
+    "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks,
+    "prepare": answer_features,
     "eval_knowledge": answer_knowledge}
 
 
@@ -201,7 +222,8 @@ def answer_in_words(record: RunRecord) -> str:
 
 # %% ../../nbs/core/14_answers.ipynb #a140018
 def answers_of(name: str, record: RunRecord) -> list[CheckedClaim]:
-    """What one report says of the paper's claims about its run; claims that it has no figure for are left out."""
+    """What one report says of the paper's claims about its run;
+    claims that it has no figure for are left out."""
     found = []
     for claim in PAPER_CLAIMS:
         if claim.report.partition("-")[0] == record.run:
@@ -229,14 +251,17 @@ def read_defaults(run: str) -> dict[str, Any]:
 
 
 def compare_settings(usual: Mapping[str, Any], here: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, usual value and value here of what differs; a record holds lists where a configuration has tuples."""
+    """Name, usual value and value here of what differs; a record holds lists where
+    a configuration has tuples."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in usual.items()}
-    return [(name, usual[name], value) for name, value in here.items() if name in usual and value != plain[name]]
+    return [(name, usual[name], value) for name, value in here.items()
+            if name in usual and value != plain[name]]
 
 
 def changed_settings(record: RunRecord) -> list[tuple[str, Any, Any]]:
     """Name, usual value and value here of what differs from the preset, or from the run's own defaults."""
-    config, found = record.config, []
+    config = record.config
+    found = []
     whole = [part for part in (config, *config.values()) if isinstance(part, Mapping) and "backbones" in part]
     for part in whole:
         usual = flatten(get_preset(part["preset"]))
@@ -245,4 +270,5 @@ def changed_settings(record: RunRecord) -> list[tuple[str, Any, Any]]:
             here |= section
         found += compare_settings(usual, here)
     defaults = {} if config in whole else read_defaults(record.run)
-    return found + compare_settings(defaults, {name: value for name, value in config.items() if name != "report"})
+    return found + compare_settings(defaults, {name: value
+                                               for name, value in config.items() if name != "report"})

@@ -29,14 +29,17 @@ MIME_TYPES = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/
 
 
 def neutral(text: str) -> str:
-    """A text without this machine: paths of the repository relative, other folders and addresses in memory left out."""
+    """A text without this machine: paths of the repository relative,
+    other folders and addresses in memory left out."""
     text = text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
-    text = re.sub(r"(?<![\w.:/~<])/(?:tmp|var|root|home|Users|private|work|mnt|opt)/[^\s'\",:;)\]<>]*/?", "/…/", text)
+    text = re.sub(r"(?<![\w.:/~<])/(?:tmp|var|root|home|Users|private|work|mnt|opt)/[^\s'\",:;)\]<>]*/?",
+                  "/…/", text)
     return re.sub(r"\b0x[0-9a-f]{6,}", "0x…", text)
 
 
 def shrink_picture(data: str, most: int = MOST_OUTPUT_BYTES * 9 // 10) -> str:
-    """A PNG in base64 of at most so many characters: itself, or with 256 colours and as much smaller as it must be."""
+    """A PNG in base64 of at most so many characters: itself, or with 256 colours
+    and as much smaller as it must be."""
     image = Image.open(io.BytesIO(base64.b64decode(data))) if len(data) > most else None
     while len(data) > most:
         buffer = io.BytesIO()
@@ -47,9 +50,11 @@ def shrink_picture(data: str, most: int = MOST_OUTPUT_BYTES * 9 // 10) -> str:
 
 # %% ../../nbs/core/09_outputs.ipynb #0009a013
 def keep_output(output: NotebookNode) -> NotebookNode | None:
-    """An output in the forms that pages show, neutral; None for what goes to the error stream, widgets and mere objects."""
+    """An output in the forms that pages show, neutral; None for what goes to the error stream,
+    widgets and mere objects."""
     if output.output_type == "stream":
-        return nbformat.v4.new_output("stream", name="stdout", text=neutral(output.text)) if output.name == "stdout" else None
+        return nbformat.v4.new_output("stream", name="stdout",
+                                      text=neutral(output.text)) if output.name == "stdout" else None
     if output.output_type not in ("display_data", "execute_result"):
         return None
     data = {form: output.data[form] for form in MIME_TYPES if form in output.data}
@@ -63,12 +68,14 @@ def keep_output(output: NotebookNode) -> NotebookNode | None:
 
 
 def keep_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """The outputs of one cell that are stored: one line in their place where they are more than `MOST_BYTES`."""
+    """The outputs of one cell that are stored: one line in their place where they
+    are more than `MOST_BYTES`."""
     kept = [output for output in map(keep_output, outputs) if output]
     size = len(json.dumps(kept))
     if size <= MOST_OUTPUT_BYTES:
         return kept
-    return [nbformat.v4.new_output("stream", name="stdout", text=f"(an output of {size / 1000:.0f} kB, not stored)\n")]
+    return [nbformat.v4.new_output("stream", name="stdout",
+                                   text=f"(an output of {size / 1000:.0f} kB, not stored)\n")]
 
 # %% ../../nbs/core/09_outputs.ipynb #0009a009
 def says(cell: NotebookNode, directive: str) -> bool:
@@ -78,11 +85,14 @@ def says(cell: NotebookNode, directive: str) -> bool:
 
 
 def store_outputs(path: str | Path, seconds: int = 600) -> int:
-    """Runs a notebook and stores its small outputs in it; how many cells show something. Raises what a cell raises."""
+    """Runs a notebook and stores its small outputs in it; how many cells show something.
+    Raises what a cell raises."""
     path = resolve_path(path)
     node = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    executed = nbformat.from_dict({**node, "cells": [dict(cell) for cell in node.cells if not says(cell, "eval: false")]})
-    ExecutePreprocessor(timeout=seconds, kernel_name="python3").preprocess(executed, {"metadata": {"path": str(path.parent)}})
+    executed = nbformat.from_dict({**node, "cells": [dict(cell) for cell in node.cells
+                                                     if not says(cell, "eval: false")]})
+    ExecutePreprocessor(timeout=seconds,
+                        kernel_name="python3").preprocess(executed, {"metadata": {"path": str(path.parent)}})
     found = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
     for cell in node.cells:
         if cell.cell_type == "code":
@@ -93,7 +103,8 @@ def store_outputs(path: str | Path, seconds: int = 600) -> int:
 
 # %% ../../nbs/core/09_outputs.ipynb #0009a012
 def main() -> None:
-    """The command line: `python -m fromage.core.outputs [notebook ...]`; all of the library's notebooks where none is named."""
+    """The command line: `python -m fromage.core.outputs [notebook ...]`;
+    all of the library's notebooks where none is named."""
     parser = argparse.ArgumentParser(prog="python -m fromage.core.outputs", description=store_outputs.__doc__)
     parser.add_argument("notebooks", nargs="*", help="default: all of nbs/<room>/")
     named = parser.parse_args().notebooks or sorted(ROOT.glob("nbs/*/[0-9][0-9]_*.ipynb"))

@@ -87,7 +87,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--soft); font
 # %% ../../nbs/core/16_pages.ipynb #a160008
 def whole_page(title: str, body: str, style: str = "") -> str:
     """A whole HTML page that asks for nothing else."""
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta '
+            f'charset="utf-8">\n<title>{escape(title)}</title>\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<link rel="icon" href="data:,">\n'
             f"<style>{REPORT_STYLE}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n")
@@ -104,8 +105,10 @@ def draw_record(record: RunRecord) -> Figure:
         if None not in (low, middle, high):
             axes.plot([low, high], [place, place], color="tab:blue", linewidth=2)
             axes.plot(middle, place, "o", color="tab:blue")
-            axes.annotate(format_value(middle), (middle, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_yticks(range(len(values)), [name if len(name) < 48 else f"{name[:46]}…" for name, _ in values], fontsize=8)
+            axes.annotate(format_value(middle), (middle, place), (0, 5), textcoords="offset points",
+                          ha="center", fontsize=8)
+    axes.set_yticks(range(len(values)), [name if len(name) < 48 else f"{name[:46]}…" for name, _ in values],
+                    fontsize=8)
     axes.set_ylim(-0.6, max(len(values), 1) - 0.3)
     axes.grid(alpha=0.3, axis="x")
     plt.close(figure)
@@ -113,7 +116,8 @@ def draw_record(record: RunRecord) -> Figure:
 
 
 def find_picture(report: Report, folder: Path) -> str:
-    """What an `img` of a report shows: the name of the picture that its run saved, or the drawn record itself."""
+    """What an `img` of a report shows: the name of the picture that its run saved,
+    or the drawn record itself."""
     if (folder / f"{report.name}.png").is_file():
         return f"{report.name}.png"
     with io.BytesIO() as buffer:
@@ -123,7 +127,8 @@ def find_picture(report: Report, folder: Path) -> str:
 # %% ../../nbs/core/16_pages.ipynb #a160013
 def describe_origin(record: RunRecord) -> str:
     """One line: preset, seed, commit, machine, time and what could not be used."""
-    commit = (record.git.get("commit") or "no commit")[:10] + (" with changes" if record.git.get("dirty") else "")
+    commit = (record.git.get("commit") or "no commit")[:10] + (" with changes" if record.git.get("dirty")
+                                                               else "")
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
@@ -133,14 +138,16 @@ def describe_origin(record: RunRecord) -> str:
 
 
 def paper_table(report: Report) -> str:
-    """Markdown: the paper's claims about a run beside its figures; where there are none, the record's headline."""
+    """Markdown: the paper's claims about a run beside its figures;
+    where there are none, the record's headline."""
     if report.record.run == "claims":  # that page lists them all
         return ""
     answers = answers_of(report.name, report.record)
     if not answers:
         return markdown_table(["figure", "value [95 % interval]", "items used"],
                               [metric_cells(*pair) for pair in headline(report.record)])
-    header = ["claim", "the paper, on photographs", "here [95 % interval]", "what decides", "the claim is", "because of"]
+    header = ["claim", "the paper, on photographs", "here [95 % interval]", "what decides", "the claim is",
+              "because of"]
     rows = [[claim_words(each), each.claim.paper or "–", str(each.value), str(each.decides), each.answer,
              each.claim.why] for each in answers]
     return markdown_table(header, rows)
@@ -155,7 +162,8 @@ def settings_table(record: RunRecord) -> str:
 
 def opening(report: Report, picture: str) -> str:
     """Markdown that a report begins with, below its question."""
-    answer, limits = answer_in_words(report.record), report.record.limits
+    answer = answer_in_words(report.record)
+    limits = report.record.limits
     parts = [f'<p class="answer">{escape(answer)}</p>' * bool(answer), f"![The figure]({picture})",
              paper_table(report), f"*What this does not show*: {limits}." * bool(limits),
              "## What was asked otherwise than usual", settings_table(report.record),
@@ -186,7 +194,8 @@ def fold_parameters(cells: Sequence[NotebookNode]) -> None:
 
 def highlight_style() -> str:
     """The colours of code, by day and by night."""
-    day, night = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in ("default", "github-dark"))
+    day, night = (HtmlFormatter(style=name).get_style_defs(".highlight")
+                  for name in ("default", "github-dark"))
     dark = f"@media screen and (prefers-color-scheme: dark) {{ {night} }}"
     return f"{day}\n{dark}\n.highlight {{ background: none !important; }}"
 
@@ -194,19 +203,22 @@ def highlight_style() -> str:
 def export_html(notebook: str | Path) -> Path:
     """Writes an executed notebook as one self-contained page for reading beside it; returns its path."""
     path = resolve_path(notebook)
-    node, kept = nbformat.read(path, as_version=4), path.with_suffix(".json")
+    node = nbformat.read(path, as_version=4)
+    kept = path.with_suffix(".json")
     title, question, rest = split_opening(node.cells[0].source)
     report = Report(path.stem, load_record(kept)) if kept.is_file() else None
     fold_parameters(node.cells)
     node.cells[0].source = f"## How it was done\n{rest}"
     lead = [opening(report, find_picture(report, path.parent))] if report else []
-    node.cells[:0] = [nbformat.v4.new_markdown_cell(text, id=f"opening{place}") for place, text in enumerate(lead)]
+    node.cells[:0] = [nbformat.v4.new_markdown_cell(text, id=f"opening{place}")
+                      for place, text in enumerate(lead)]
     exporter = HTMLExporter(template_name="classic", raw_template=FOLDING, embed_images=True)
     body, _ = exporter.from_notebook_node(node, {"metadata": {"name": path.stem, "path": str(path.parent)}})
     asked = markdown2html(question or title).removeprefix("<p>").removesuffix("</p>\n").removesuffix("</p>")
     home = '<a href="index.html">All reports</a>'
     head = f'<p class="eyebrow">{home} · {escape(path.stem)}</p>\n<h1>{asked}</h1>\n'
-    return write_text(path.with_suffix(".html"), whole_page(question or title, set_formulas(head + body), highlight_style()))
+    return write_text(path.with_suffix(".html"), whole_page(question or title, set_formulas(head + body),
+                                                            highlight_style()))
 
 # %% ../../nbs/core/16_pages.ipynb #a160019
 INTRODUCTION = "What was found about the claims of FROMAGe's paper, in a drawn world whose truth a program knows."
@@ -215,28 +227,33 @@ INTRODUCTION = "What was found about the claims of FROMAGe's paper, in a drawn w
 def paper_order(reports: Sequence[Report]) -> list[Report]:
     """Reports in the paper's order of questions, those of no known run last."""
     runs = list(ANSWERS)
-    return sorted(reports, key=lambda each: (runs.index(each.record.run) if each.record.run in runs else len(runs), each.name))
+    return sorted(reports, key=lambda each: (runs.index(each.record.run) if each.record.run in runs
+                                             else len(runs), each.name))
 
 
 def claim_list(report: Report) -> str:
     """HTML: the paper's claims in words, each with what became of it; empty where there is none."""
     told = [(each.answer, escape(claim_words(each))) for each in answers_of(report.name, report.record)]
-    items = "".join(f'<li class="{answer.split()[0]}">{words} <span>({answer})</span></li>\n' for answer, words in told)
+    items = "".join(f'<li class="{answer.split()[0]}">{words} <span>({answer})</span></li>\n'
+                    for answer, words in told)
     return f"<ul>\n{items}</ul>\n" if items else ""
 
 
 def report_card(report: Report, folder: Path) -> str:
     """The HTML card of one report."""
-    name, kinds = escape(report.name), {".html": "page", ".ipynb": "notebook", ".json": "record"}
+    name = escape(report.name)
+    kinds = {".html": "page", ".ipynb": "notebook", ".json": "record"}
     links = [f'<a href="{name}{ending}">{kind}</a>' for ending, kind in kinds.items()
              if (folder / f"{report.name}{ending}").is_file()]
-    question, picture = markdown2html(find_question(report.record.run)), escape(find_picture(report, folder))
+    question = markdown2html(find_question(report.record.run))
+    picture = escape(find_picture(report, folder))
     question = question.replace("<p>", "").replace("</p>", "").strip()
     asked = f'<a href="{name}.html">{question}</a>' if (folder / f"{report.name}.html").is_file() else question
     changed = [f"{setting} {value}" for setting, _, value in changed_settings(report.record)]
     origin = f'{name}: {" · ".join(links)}<br>{escape(", ".join(changed) or "all settings as usual")}'
     answer = escape(answer_in_words(report.record)).replace(" %", "&nbsp;%")
-    return (f'<article class="card" id="{name}">\n<img src="{picture}" alt="figure of {name}">\n<h2>{asked}</h2>\n'
+    return (f'<article class="card" id="{name}">\n<img src="{picture}" alt="figure of '
+            f'{name}">\n<h2>{asked}</h2>\n'
             f'<p class="answer">{answer}</p>\n{claim_list(report)}'
             f'<p class="origin">{origin}</p>\n</article>\n')
 
@@ -254,8 +271,10 @@ def write_index(folder: str | Path = "reports") -> Path:
     return write_text(folder / "index.html", whole_page("Reports", body))
 
 # %% ../../nbs/core/16_pages.ipynb #a160022
-def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports", readme: str | Path = "README.md") -> Path:
-    """Exports the notebooks, writes the index of `folder` and updates the table in `readme`; returns the index."""
+def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports",
+            readme: str | Path = "README.md") -> Path:
+    """Exports the notebooks, writes the index of `folder` and updates the table in `readme`;
+    returns the index."""
     for notebook in notebooks:
         export_html(notebook)
     update_readme(readme, read_reports(folder)[0])
@@ -263,7 +282,8 @@ def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: `python -m fromage.core.pages [--folder reports] [--readme README.md] [notebook ...]`."""
+    """The command line: `python -m fromage.core.pages [--folder reports] [--readme
+    README.md] [notebook ...]`."""
     parser = argparse.ArgumentParser(prog="python -m fromage.core.pages", description=publish.__doc__)
     parser.add_argument("notebooks", nargs="*", help="executed notebooks to export as HTML beside them")
     parser.add_argument("--folder", default="reports", help="folder of the records and of index.html")

@@ -35,12 +35,14 @@ class BadImage(BadExample):
 
 @dataclass
 class Problems:
-    """Examples seen, and those that could not be used: counts by reason, names of the first `MOST_NAMES` of each."""
+    """Examples seen, and those that could not be used: counts by reason,
+    names of the first `MOST_NAMES` of each."""
     n_total: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     MOST_NAMES = 20
-    MOST_SHARE, FIRST_LOOK = 0.1, 200
+    MOST_SHARE = 0.1
+    FIRST_LOOK = 200
 
     @property
     def n_used(self) -> int:
@@ -61,19 +63,23 @@ class Problems:
         """Says loudly that more than a tenth cannot be used; whether it did."""
         if self.too_many():
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
-            warnings.warn(f"{path}: {sum(self.counts.values())} of the first {self.n_total} examples cannot be used ({reasons}); "
+            warnings.warn(f"{path}: {sum(self.counts.values())} of the first {self.n_total} examples cannot "
+                          f"be used ({reasons}); "
                           "is this the right folder?", stacklevel=4)
         return self.too_many()
 
     def summary(self) -> dict[str, Any]:
         """For a run record: n_total, n_used, and for each reason its count and first names."""
-        reasons = {reason: {"count": count, "names": self.names[reason]} for reason, count in self.counts.items()}
+        reasons = {reason: {"count": count, "names": self.names[reason]}
+                   for reason, count in self.counts.items()}
         return {"n_total": self.n_total, "n_used": self.n_used, "reasons": reasons}
 
 # %% ../../nbs/data/00_sources.ipynb #16de6ee3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MOST_PIXELS, MOST_BYTES, MOST_ELONGATED = 80_000_000, 64 * 2**20, 200
+MOST_PIXELS = 80_000_000
+MOST_BYTES = 64 * 2**20
+MOST_ELONGATED = 200
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -173,7 +179,8 @@ class CaptionSource:
 
 # %% ../../nbs/data/00_sources.ipynb #5e3c0a00
 def sum_examples(examples: Iterable[CaptionedImage], start: int | None = 0) -> int | None:
-    """CRC-32 of the ids, captions and files of examples, going on behind `start`; None, which is unknown, stays so."""
+    """CRC-32 of the ids, captions and files of examples, going on behind `start`;
+    None, which is unknown, stays so."""
     for example in examples if start is not None else ():
         for part in (example.id, example.caption):
             start = zlib.crc32(f"{part}\n".encode("utf-8", "surrogatepass"), start)
@@ -200,12 +207,15 @@ def read_image(path: str | Path) -> bytes:
 
 
 def resolve_inside(folder: str | Path, name: str, named_in: str | Path = "") -> Path:
-    """Where `name` lies below `folder`, links followed. BadImage where it leads out; with `named_in`, the file that holds
+    """Where `name` lies below `folder`, links followed. BadImage where it leads out;
+    with `named_in`, the file that holds
     the name, the message says all of it."""
     try:
-        root, place = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+        root = os.path.realpath(folder)
+        place = os.path.realpath(os.path.join(folder, name))
     except (ValueError, TypeError):  # no name of a file: half a character, a null, a number
-        raise BadImage(f"{named_in}: {name!r} is no name of a file" if named_in else "missing image") from None
+        raise BadImage(f"{named_in}: {name!r} is no name of a file" if named_in
+                       else "missing image") from None
     if place != root and not place.startswith(os.path.join(root, "")):
         raise BadImage(f"{named_in}: {name!r} leads out of {folder}; allowed are files below it" if named_in
                        else "image outside its folder")
@@ -218,7 +228,8 @@ def read_inside(folder: str | Path, name: str) -> bytes:
 
 # %% ../../nbs/data/00_sources.ipynb #5c0ec300
 def list_files(folder: Path) -> Iterator[tuple[str, int]]:
-    """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
+    """(relative name, size) of all files below `folder`, sorted within each folder;
+    a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
         folders.sort()
         inside = Path(place).relative_to(folder)

@@ -39,9 +39,12 @@ TINY_SIZES = ((r"vocab_size(_per_layer_input)?|n_vocab|n_words|encoder_hash_byte
               (r"mamba_n_heads|n_mamba_heads", 4),
               (r"head_dim|d_kv", 8), (r"mamba_d_head|mamba_head_dim", 16),
               (r".*intermediate_size.*|ffn_dim|n_inner|ffn_hidden_size|(en|de)coder_ffn_dim|d_ff|ffn_size|mamba_d_ssm", 64),
-              (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4), (r"num_experts_per_tok|moe_k|moe_top_?k", 2),
-              (r"q_lora_rank|kv_lora_rank|o_lora_rank", 16), (r"qk_nope_head_dim|v_head_dim", 8), (r"qk_rope_head_dim", 8),
-              (r"n_group|topk_group", 1), (r"rotary_dim", 4), (r"zero_expert_num", 2), (r"num_kv_shared_layers", 0))
+              (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
+              (r"num_experts_per_tok|moe_k|moe_top_?k", 2),
+              (r"q_lora_rank|kv_lora_rank|o_lora_rank", 16), (r"qk_nope_head_dim|v_head_dim", 8),
+              (r"qk_rope_head_dim", 8),
+              (r"n_group|topk_group", 1), (r"rotary_dim", 4), (r"zero_expert_num", 2),
+              (r"num_kv_shared_layers", 0))
 UNSET = {"head_dim": 8, "num_key_value_heads": 4}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
@@ -51,8 +54,10 @@ SPECIAL_SETTINGS = {
     "deepseek_v2": EXPERTS, "dots1": EXPERTS,
     "dots3_note": {"vision_config": {"pyramid_num_routed": [-1, 4]}},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]}, "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]}, "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16}, "reformer": {"axial_pos_embds_dim": [16, 16], "attention_head_size": 8},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
@@ -61,10 +66,12 @@ SPECIAL_SETTINGS = {
 # %% ../../nbs/model/08_architectures.ipynb #36c00013
 def tiny_sizes(default: PreTrainedConfig, vocabulary: int, mended: dict[str, Any]) -> dict[str, Any]:
     """What a configuration, and each inside it, must change to be tiny; `mended` is taken as it is."""
-    known, sizes = default.to_dict(), {}
+    known = default.to_dict()
+    sizes = {}
     for name in sorted({*inspect.signature(type(default).__init__).parameters, *known} - {"self", "kwargs"}):
         value = getattr(default, name, None) if isinstance(known.get(name), dict) else known.get(name)
-        size = next((size if size is not None else vocabulary for pattern, size in TINY_SIZES if re.fullmatch(pattern, name)),
+        size = next((size if size is not None else vocabulary
+                     for pattern, size in TINY_SIZES if re.fullmatch(pattern, name)),
                     None)
         if isinstance(value, PreTrainedConfig):
             sizes[name] = type(value)(**tiny_sizes(value, vocabulary, mended.get(name, {})))
@@ -76,12 +83,14 @@ def tiny_sizes(default: PreTrainedConfig, vocabulary: int, mended: dict[str, Any
             sizes[name] = 4 if name == "num_key_value_heads" and "kv_lora_rank" in known else size
         elif name.endswith("token_id") and isinstance(value, int):
             sizes[name] = 0 if name.startswith("pad") else 1
-    return mended | sizes | ({"is_decoder": True} if "is_decoder" in known and not known.get("is_encoder_decoder") else {})
+    return mended | sizes | ({"is_decoder": True}
+                             if "is_decoder" in known and not known.get("is_encoder_decoder") else {})
 
 
 def tiny_config(kind: str, vocabulary: int) -> PreTrainedConfig:
     """The configuration of a kind with two layers of 32 values."""
-    config_class, mended = CONFIG_MAPPING[kind], SPECIAL_SETTINGS.get(kind, {})
+    config_class = CONFIG_MAPPING[kind]
+    mended = SPECIAL_SETTINGS.get(kind, {})
     try:
         default = config_class()
     except Exception:  # some kinds have no valid defaults
@@ -93,7 +102,8 @@ def tiny_model(kind: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:
     """A frozen random model of a kind, with weights wide enough that every position and token matters."""
     config = tiny_config(kind, vocabulary)
     with torch.device("meta"):
-        size = sum(value.numel() for value in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
+        size = sum(value.numel()
+                   for value in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
     if size > 400_000_000:
         raise ValueError(f"still {size} weights after its sizes were made small")
     with torch.random.fork_rng(devices=[]):
@@ -115,7 +125,8 @@ class KindOutcome:
 
 
 def first_line(error: Exception) -> str:
-    """An error's first line (two where the first only announces the other), behind its type where that is not this package's."""
+    """An error's first line (two where the first only announces the other),
+    behind its type where that is not this package's."""
     lines = str(error).strip().splitlines() or [""]
     line = " ".join(each.strip() for each in (lines[:2] if lines[0].endswith(":") else lines[:1]))[:240]
     return line if type(error) is ValueError else f"{type(error).__name__}: {line}"
@@ -126,7 +137,8 @@ def try_kind(kind: str) -> KindOutcome:
     tokenizer = stand_in_tokenizer()
     try:
         language_model = tiny_model(kind, len(tokenizer))
-    except Exception as error:  # whatever transformers raises here, it raises for a user's weights of this kind as well
+    # whatever transformers raises here, it raises for a user's weights of this kind as well
+    except Exception as error:
         return KindOutcome(kind, "refused", f"transformers cannot build it by itself: {first_line(error)}")
     try:
         model = Fromage(language_model, tokenizer, 24, visual_tokens=2).eval()
@@ -147,7 +159,8 @@ def causal_kinds() -> list[str]:
 def describe_outcomes(outcomes: list[KindOutcome]) -> str:
     """The outcomes as a page in Markdown."""
     counts = Counter(outcome.outcome for outcome in outcomes)
-    lines = ["# Language models of every kind", "", ", ".join(f"{count} {name}" for name, count in sorted(counts.items())), "",
+    lines = ["# Language models of every kind", "",
+             ", ".join(f"{count} {name}" for name, count in sorted(counts.items())), "",
              "| kind | outcome | largest relative distance, or reason |", "|---|---|---|"]
     for outcome in outcomes:
         reason = f"{outcome.distance:.1e}" if outcome.outcome == "exact" else outcome.reason.replace("|", "/")
@@ -167,5 +180,6 @@ def report(folder: str = "reports") -> None:
         path.write_text(describe_outcomes(outcomes))
 
 
-if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.model.architectures`, not this notebook
+# `python -m fromage.model.architectures`, not this notebook
+if __name__ == "__main__" and "__file__" in globals():
     report()

@@ -26,7 +26,8 @@ from ..networks.features import FeatureStore, extract_features
 # %% ../../nbs/model/12_assistant.ipynb #3922fc4b
 @dataclass(frozen=True)
 class Assistant:
-    """A grounded model, its vision tower, and the key of the checkpoint: only indexes with that key belong to it."""
+    """A grounded model, its vision tower, and the key of the checkpoint: only
+    indexes with that key belong to it."""
     model: Fromage
     tower: VisionTower
     key: str
@@ -42,7 +43,8 @@ class Assistant:
         return self.model.vocabulary.decode(ids).strip()
 
     def features(self, images: str | Path, store: str | Path | None = None) -> FeatureStore:
-        """The features of all images below a folder, kept in `store`; ids are paths relative to the folder."""
+        """The features of all images below a folder, kept in `store`;
+        ids are paths relative to the folder."""
         source = ImageFolder(resolve_path(images))
         name = f"{source.key[:12]}-{self.tower.fingerprint[:12]}"
         return extract_features(self.tower, source, store or f"data/runs/indexes/{name}")
@@ -60,7 +62,8 @@ class Assistant:
 
 # %% ../../nbs/model/12_assistant.ipynb #c0bb9b17
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:
-    """The assistant of a checkpoint's path, or of `mini`, which is shipped, with the frozen networks that it was trained with."""
+    """The assistant of a checkpoint's path, or of `mini`, which is shipped,
+    with the frozen networks that it was trained with."""
     shipped = checkpoint == "mini" and not resolve_path(checkpoint).exists()
     found = load_checkpoint(resolve_path("data/mini/checkpoint.safetensors" if shipped else checkpoint))
     return Assistant(load_model(found, device), load_tower(found, device), checkpoint_key(found))

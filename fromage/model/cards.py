@@ -24,21 +24,25 @@ TERMS = {  # the beginning of a name -> its terms, and their name on the Hub
     "HuggingFaceTB/SmolLM2": ("Apache 2.0", "apache-2.0"),
     "ViT-": ("MIT where its weights are `openai`'s; else those of the weights", "other"),
     "openai/clip-": ("MIT; its authors mean it for research", "mit"),
-    "data/cc3m": ("captions: Google's terms of Conceptual Captions; a picture belongs to whoever made it", "other"),
+    "data/cc3m": ("captions: Google's terms of Conceptual Captions; a picture belongs to whoever made it",
+                  "other"),
 }
 
 
 def terms_of(name: str) -> tuple[str, str]:
     """The terms of a part in words, and their name on the Hub."""
-    return next((terms for beginning, terms in TERMS.items() if name.startswith(beginning)), (UNKNOWN, "other"))
+    return next((terms for beginning, terms in TERMS.items() if name.startswith(beginning)),
+                (UNKNOWN, "other"))
 
 
 def parts_of(config: Config) -> dict[str, str]:
     """Part -> its name, a file or folder without this machine's path."""
-    backbones, data = config.backbones, config.data
+    backbones = config.backbones
+    data = config.data
     named = {"language model": backbones.language_model, "vision tower": backbones.vision_model,
              "training captions": data.train_captions, "validation captions": data.validation_captions}
-    return {part: portable_path(name) if resolve_path(name).exists() else name for part, name in named.items()}
+    return {part: portable_path(name) if resolve_path(name).exists() else name
+            for part, name in named.items()}
 
 
 def licence_of(config: Config) -> str:
@@ -59,7 +63,8 @@ def estimates_of(metrics: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iter
 # %% ../../nbs/model/15_cards.ipynb #ca12000b
 def card_head(config: Config) -> list[str]:
     """The lines of YAML for the Hub."""
-    names, licence = parts_of(config), licence_of(config)
+    names = parts_of(config)
+    licence = licence_of(config)
     bases = [names[part] for part in ("language model", "vision tower")]
     on_hub = [name for name in bases if name.count("/") == 1 and not resolve_path(name).exists()]
     return ["---", "library_name: fromage", f"license: {licence}",
@@ -70,23 +75,28 @@ def card_head(config: Config) -> list[str]:
 
 def describe_training(checkpoint: Checkpoint, record: RunRecord | None) -> list[str]:
     """What was trained and how, in lines."""
-    config, count = checkpoint.config, sum(value.numel() for value in checkpoint.tensors.values())
-    tuning, training = config.grounding.tuning, config.training
+    config = checkpoint.config
+    count = sum(value.numel() for value in checkpoint.tensors.values())
+    tuning = config.grounding.tuning
+    training = config.training
     frozen = "both networks below stay frozen" if tuning == "none" else f"the language model's too ({tuning})"
     lines = [f"- {count:,} trained values in {len(checkpoint.tensors)} tensors; {frozen}",
-             f"- preset `{config.preset}`, seed {config.seed}, {training.steps:,} steps of {training.batch_size} pairs, "
+             f"- preset `{config.preset}`, seed {config.seed}, {training.steps:,} steps of "
+             f"{training.batch_size} pairs, "
              f"rate {training.learning_rate:g}; the rest is in `config.json`"]
     if record is None:
         return [*lines, "- no record of the run that trained it was given"]
     commit = (record.git.get("commit") or "unknown")[:12] + " with changes" * bool(record.git.get("dirty"))
     machine = ", ".join(record.machine.get("gpus") or []) or record.machine.get("processor")
-    return [*lines, f"- commit {commit}, torch {record.versions.get('torch')}, {record.seconds or 0:,.0f} seconds on "
+    return [*lines, f"- commit {commit}, torch {record.versions.get('torch')}, {record.seconds or 0:,.0f} "
+                    "seconds on "
                     f"{machine}; all of it in `record.json`"]
 
 
 def describe_figures(record: RunRecord | None) -> list[str]:
     """The table of a record's estimates, and what they do not show, in lines."""
-    rows = [f"| {name} | {each.value:.1f} [{each.low:.1f}, {each.high:.1f}] | {each.n_used:,} of {each.n_total:,} |"
+    rows = [f"| {name} | {each.value:.1f} [{each.low:.1f}, {each.high:.1f}] | {each.n_used:,} of "
+            f"{each.n_total:,} |"
             for name, each in estimates_of(record.metrics)] if record else []
     table = ["Rates from 0 to 100 with 95 % bootstrap intervals over items.", "",
              "| measured | value | items used |", "| --- | ---: | ---: |", *rows]
@@ -94,11 +104,13 @@ def describe_figures(record: RunRecord | None) -> list[str]:
     return ["## Figures", *(table if rows else ["None were recorded."]), "", "## Limits", limits]
 
 # %% ../../nbs/model/15_cards.ipynb #ca12000d
-OPENING = ("The trained part of a FROMAGe: maps between a frozen language model and a frozen vision tower, and one "
+OPENING = ("The trained part of a FROMAGe: maps between a frozen language model and a frozen vision tower, "
+           "and one "
            "token, `[RET]`, that asks for a picture.")
 
 
-def write_card(checkpoint: Checkpoint, record: RunRecord | None = None, name: str = "a grounded model") -> str:
+def write_card(checkpoint: Checkpoint, record: RunRecord | None = None,
+               name: str = "a grounded model") -> str:
     """The page of a shared model as Markdown, from its checkpoint and the record of its training."""
     names = parts_of(checkpoint.config)
     return "\n".join([

@@ -35,7 +35,8 @@ SHARED_NAME = "model.safetensors"  # a checkpoint in a folder that is shared, as
 
 @dataclass
 class Checkpoint:
-    """Trained tensors, the configuration they belong to, and the fingerprints of the frozen networks (None: unknown)."""
+    """Trained tensors, the configuration they belong to, and the fingerprints of
+    the frozen networks (None: unknown)."""
     tensors: dict[str, Tensor]
     config: Config
     vision_width: int
@@ -43,15 +44,18 @@ class Checkpoint:
     tower_fingerprint: str | None = None
 
 
-def save_checkpoint(path: str | Path, model: Fromage, config: Config, tower_fingerprint: str | None = None) -> Path:
+def save_checkpoint(path: str | Path, model: Fromage, config: Config,
+                    tower_fingerprint: str | None = None) -> Path:
     """Write the trained part of `model` and its configuration."""
-    header = {"config": flatten(config), "vision_width": model.caption_map.in_features, "tower_fingerprint": tower_fingerprint,
+    header = {"config": flatten(config), "vision_width": model.caption_map.in_features,
+              "tower_fingerprint": tower_fingerprint,
               "language_fingerprint": model.language_fingerprint}
     return save_tensors(path, "checkpoint", dict(trained_parameters(model)), header)
 
 
 def load_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
-    """Read a file written by `save_checkpoint`, or a folder, shared or released; `verify` False leaves sums out."""
+    """Read a file written by `save_checkpoint`, or a folder, shared or released;
+    `verify` False leaves sums out."""
     if resolve_path(path).is_dir():
         if not (resolve_path(path) / SHARED_NAME).is_file():
             return load_released(path)
@@ -62,7 +66,8 @@ def load_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
-    """A hash over everything trained and the vision tower: what an index or a run that begins with it depends on, in hex."""
+    """A hash over everything trained and the vision tower: what an index or a run
+    that begins with it depends on, in hex."""
     digest = hashlib.sha256(str(checkpoint.tower_fingerprint).encode())
     for name, value in sorted(checkpoint.tensors.items()):
         digest.update(name.encode() + value.float().contiguous().numpy().tobytes())
@@ -85,7 +90,8 @@ def copy_weights(model: Fromage, tensors: dict[str, Tensor]) -> None:
 
 def new_model(config: Config, vision_width: int, language_model: PreTrainedModel | None = None,
               tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True) -> Fromage:
-    """An untrained model of `config`, initialised by its seed, on its device; `check` False leaves its checks out."""
+    """An untrained model of `config`, initialised by its seed, on its device;
+    `check` False leaves its checks out."""
     if language_model is None:
         names = config.backbones
         language_model, tokenizer = load_language_model(names.language_model, names.precision, config.device)
@@ -114,27 +120,35 @@ def differences(saved: dict, identity: dict) -> list[str]:
             if saved.get(name) != now.get(name)]
 
 
-def load_state(path: Path, model: Fromage, optimizer: torch.optim.Optimizer, identity: dict) -> dict[str, Any]:
-    """Put a saved run's tensors in place and return its header; CheckpointError lists what differs from that run."""
+def load_state(path: Path, model: Fromage, optimizer: torch.optim.Optimizer,
+               identity: dict) -> dict[str, Any]:
+    """Put a saved run's tensors in place and return its header;
+    CheckpointError lists what differs from that run."""
     tensors, header = load_newest(path, "training state")
     if differing := differences(header["identity"], identity):
         raise CheckpointError(f"{path}: belongs to another run ({'; '.join(differing)}); allowed is the same "
                               "configuration, another output folder, or resume = False to begin anew")
-    copy_weights(model, {name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")})
+    copy_weights(model, {name.removeprefix("weight/"): value
+                         for name, value in tensors.items() if name.startswith("weight/")})
     for name, value in trained_parameters(model).items():
-        moments = {part: tensors[f"{part}/{name}"] for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}/{name}" in tensors}
-        optimizer.state[value] = {part: moment if part == "step" else moment.to(value.device) for part, moment in moments.items()}
+        moments = {part: tensors[f"{part}/{name}"]
+                   for part in ("step", "exp_avg", "exp_avg_sq") if f"{part}/{name}" in tensors}
+        optimizer.state[value] = {part: moment if part == "step" else moment.to(value.device)
+                                  for part, moment in moments.items()}
     return header
 
 # %% ../../nbs/model/09_checkpoint.ipynb #bd993378
-def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, language_model: PreTrainedModel | None = None,
+def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None,
+               language_model: PreTrainedModel | None = None,
                tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True) -> Fromage:
-    """The trained model of a checkpoint (or its path), in evaluation mode; `check` False leaves its checks out."""
+    """The trained model of a checkpoint (or its path), in evaluation mode;
+    `check` False leaves its checks out."""
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     config = change(checkpoint.config, device=device or checkpoint.config.device)
     model = new_model(config, checkpoint.vision_width, language_model, tokenizer, check)
-    found, expected = model.language_fingerprint, checkpoint.language_fingerprint
+    found = model.language_fingerprint
+    expected = checkpoint.language_fingerprint
     if expected not in (None, found):
         raise CheckpointError(f"the checkpoint belongs to another language model ({expected[:12]}) than "
                               f"{config.backbones.language_model!r} ({found[:12]})")
@@ -143,16 +157,19 @@ def load_model(checkpoint: str | Path | Checkpoint, device: str | None = None, l
 
 
 def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: str | None = None) -> str:
-    """Begin with the weights of a checkpoint, and with nothing else of its run; an empty path leaves the model as it is.
+    """Begin with the weights of a checkpoint, and with nothing else of its run;
+    an empty path leaves the model as it is.
 
-    Returns its `checkpoint_key`, "" for none. CheckpointError where it belongs to another language model or tower."""
+    Returns its `checkpoint_key`, "" for none. CheckpointError where it belongs to
+    another language model or tower."""
     if not path:
         return ""
     checkpoint = load_checkpoint(path)
     for name, there, here in (("language model", checkpoint.language_fingerprint, model.language_fingerprint),
                               ("vision tower", checkpoint.tower_fingerprint, tower_fingerprint)):
         if None not in (there, here) and there != here:
-            raise CheckpointError(f"{path}: belongs to another {name} ({there[:12]}) than this run's ({here[:12]})")
+            raise CheckpointError(f"{path}: belongs to another {name} ({there[:12]}) than this run's "
+                                  f"({here[:12]})")
     copy_weights(model, checkpoint.tensors)
     return checkpoint_key(checkpoint)
 
@@ -162,7 +179,8 @@ def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower
     names = checkpoint.config.backbones
     tower = load_vision_tower(names.vision_model, names.vision_pretrained, device or checkpoint.config.device)
     if checkpoint.tower_fingerprint not in (None, tower.fingerprint):
-        raise CheckpointError(f"the checkpoint belongs to another vision tower ({checkpoint.tower_fingerprint[:12]}) than "
+        raise CheckpointError("the checkpoint belongs to another vision tower "
+                              f"({checkpoint.tower_fingerprint[:12]}) than "
                               f"{names.vision_model!r} ({tower.fingerprint[:12]})")
     return tower
 
@@ -184,7 +202,8 @@ def read_plain_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a released checkpoint of plain tensors ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{path}: not a released checkpoint of plain tensors "
+                              f"({str(error).splitlines()[0]})") from None
 
 
 def read_released_state(path: Path) -> dict[str, Tensor]:
@@ -202,7 +221,8 @@ def read_released_state(path: Path) -> dict[str, Tensor]:
     return tensors | {"ret_input": tensors["ret_input"].flatten()}
 
 # %% ../../nbs/model/09_checkpoint.ipynb #97c484f4
-RELEASED_ARGUMENTS = {"text_emb_layers": [int], "n_visual_tokens": int, "shared_emb_dim": int, "opt_version": str,
+RELEASED_ARGUMENTS = {"text_emb_layers": [int], "n_visual_tokens": int, "shared_emb_dim": int,
+                      "opt_version": str,
                       "visual_encoder": str}
 
 
@@ -210,19 +230,24 @@ def check_released(tensors: dict[str, Tensor], tokens: int, dim: int) -> None:
     """ValueError for a map whose shape is not the arguments'."""
     width = tensors["image_map.weight"].shape[-1]
     for name, rows in (("image_map", dim), ("caption_map", tokens * len(tensors["ret_input"]))):
-        weight, bias = tuple(tensors[f"{name}.weight"].shape), tuple(tensors[f"{name}.bias"].shape)
+        weight = tuple(tensors[f"{name}.weight"].shape)
+        bias = tuple(tensors[f"{name}.bias"].shape)
         if weight != (rows, width) or bias != (rows,):
-            raise ValueError(f"{name} has a weight of shape {weight} and a bias of {bias}, by model_args.json "
+            raise ValueError(f"{name} has a weight of shape {weight} and a bias of {bias}, by "
+                             "model_args.json "
                              f"({rows}, {width}) and ({rows},)")
 
 
-def load_released(folder: str | Path, base: Config = Config(), checkpoint_name: str = "pretrained_ckpt.pth.tar") -> Checkpoint:
+def load_released(folder: str | Path, base: Config = Config(),
+                  checkpoint_name: str = "pretrained_ckpt.pth.tar") -> Checkpoint:
     """A released model folder as a `Checkpoint`; `base` fills in what the release does not say."""
     folder = resolve_path(folder)
     arguments = folder / "model_args.json"
     released = read_json(arguments, RELEASED_ARGUMENTS, "the arguments of a release", CheckpointError)
-    layers, tokens, dim = (released[name] for name in ("text_emb_layers", "n_visual_tokens", "shared_emb_dim"))
-    language, vision = released["opt_version"], released["visual_encoder"]
+    layers, tokens, dim = (released[name] for name in ("text_emb_layers", "n_visual_tokens",
+                                                       "shared_emb_dim"))
+    language = released["opt_version"]
+    vision = released["visual_encoder"]
     active = [flag for flag in UNSUPPORTED_FLAGS if released.get(flag)]
     active += [] if released.get("freeze_lm", True) else ["freeze_lm = false"]
     if active:
@@ -230,7 +255,8 @@ def load_released(folder: str | Path, base: Config = Config(), checkpoint_name: 
                               "allowed are frozen models without extra norms")
     with boundary(arguments, "the arguments of a release", CheckpointError):
         nearby = [str(place / language) for place in (folder.parent, folder) if (place / language).is_dir()]
-        config = change(base, language_model=(nearby or [language])[0], vision_model=vision, vision_pretrained=None,
+        config = change(base, language_model=(nearby or [language])[0], vision_model=vision,
+                        vision_pretrained=None,
                         visual_tokens=tokens, retrieval_dim=dim, text_emb_layers=layers)
     with boundary(folder / checkpoint_name, "a checkpoint of a release", CheckpointError):
         tensors = read_released_state(folder / checkpoint_name)
@@ -249,7 +275,8 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of a global among `SAFE_GLOBALS`."""
         if (module, name) not in SAFE_GLOBALS:
-            raise CheckpointError(f"refused: the pickle asks for {module}.{name}; allowed are plain arrays only")
+            raise CheckpointError(f"refused: the pickle asks for {module}.{name}; allowed are plain arrays "
+                                  "only")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

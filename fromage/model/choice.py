@@ -23,7 +23,8 @@ def picture_scores(model: Fromage, texts: Sequence[str], batch_size: int = 64) -
     for start in range(0, len(texts), batch_size):
         prompts = [build_prompt(model, [f"{text}\n"]) for text in texts[start:start + batch_size]]
         states = read_prompts(model, prompts)[1][-1]
-        rows, places = range(len(prompts)), [len(prompt.ids) - 1 for prompt in prompts]
+        rows = range(len(prompts))
+        places = [len(prompt.ids) - 1 for prompt in prompts]
         logits = next_token_logits(model, states[list(rows), places]).float()
         scores.append(logits.log_softmax(-1)[:, model.vocabulary.ret_id].cpu())
     return torch.cat(scores)
@@ -32,12 +33,15 @@ def picture_scores(model: Fromage, texts: Sequence[str], batch_size: int = 64) -
 PICTURE_PHRASES = (
     "show me a red ball", "a blue cup", "a green car on the road", "a picture of a yellow star",
     "a photo of a black hat on the table",
-    "the fish in the water", "show it", "the same in pink", "as a drawing", "find a small house", "i want to see a purple tree",
-    "big orange boat", "please show a pink box", "i am looking for a red house", "and now a black car", "show me the fish")
+    "the fish in the water", "show it", "the same in pink", "as a drawing", "find a small house",
+    "i want to see a purple tree",
+    "big orange boat", "please show a pink box", "i am looking for a red house", "and now a black car",
+    "show me the fish")
 WORD_PHRASES = (
     "what colour is the ball?", "is it big?", "what is the ground?", "is there a red cup?",
     "where is the car?", "what do you see?",
-    "is the star yellow?", "how many things are there?", "is it a photo or a drawing?", "is the fish on the table?",
+    "is the star yellow?", "how many things are there?", "is it a photo or a drawing?",
+    "is the fish on the table?",
     "how big is the house?", "what is next to the tree?", "is there anything on the sand?",
     "can you see the box?", "could it be a boat?",
     "do you have a name for it?")
@@ -47,7 +51,8 @@ def best_threshold(wanted: Tensor, others: Tensor) -> float:
     """Where scores are split best into those above, `wanted`, and those below, `others`."""
     scores, order = torch.cat([wanted, others]).sort()
     above = torch.cat([torch.ones(len(wanted)), torch.zeros(len(others))])[order]
-    wrong = above.cumsum(0) + (1 - above).flip(0).cumsum(0).flip(0) - (1 - above)  # with the threshold behind each score
+    # with the threshold behind each score
+    wrong = above.cumsum(0) + (1 - above).flip(0).cumsum(0).flip(0) - (1 - above)
     best = wrong[:-1] == wrong[:-1].min()
     gap = int((scores.diff() * best).argmax())
     return float((scores[gap] + scores[gap + 1]) / 2)

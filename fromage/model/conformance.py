@@ -27,9 +27,11 @@ from ..networks.backbones import BackboneError
 # %% ../../nbs/model/07_conformance.ipynb #35c00005
 def random_ids(model: Fromage, count: int, seed: int = 0) -> list[int]:
     """So many ids that the table holds and that are not special."""
-    special = {*model.vocabulary.tokenizer.all_special_ids, getattr(model.language_config, "pad_token_id", None)}
+    special = {*model.vocabulary.tokenizer.all_special_ids,
+               getattr(model.language_config, "pad_token_id", None)}
     allowed = torch.tensor([token for token in range(model.kept) if token not in special])
-    return allowed[torch.randint(len(allowed), (count,), generator=torch.Generator().manual_seed(seed))].tolist()
+    return allowed[torch.randint(len(allowed), (count,),
+                                 generator=torch.Generator().manual_seed(seed))].tolist()
 
 
 def random_features(model: Fromage, count: int) -> Tensor:
@@ -40,7 +42,8 @@ def random_features(model: Fromage, count: int) -> Tensor:
 
 def plain_logits(model: Fromage, prompt: Prompt) -> Tensor:
     """Logits (T, C) after each token of a prompt that is read alone."""
-    return next_token_logits(model, run_language_model(model, embed_prompt(model, prompt)[None]).last_hidden_state[0])
+    return next_token_logits(model, run_language_model(model,
+                                                       embed_prompt(model, prompt)[None]).last_hidden_state[0])
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -48,7 +51,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
     kept = expected != -torch.inf
     if not torch.equal(found != -torch.inf, kept):
         return torch.inf
-    found, expected = found[kept].detach().float(), expected[kept].detach().float()
+    found = found[kept].detach().float()
+    expected = expected[kept].detach().float()
     error = ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-8)).item()
     return error if error == error else torch.inf
 
@@ -66,7 +70,8 @@ def output_distance(model: Fromage) -> float:
     ramps = []
 
     def put(layer: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        ramps.append(torch.linspace(-500, 500, output.numel(), device=output.device).to(output.dtype).view_as(output))
+        ramps.append(torch.linspace(-500, 500, output.numel(),
+                                    device=output.device).to(output.dtype).view_as(output))
         return ramps[-1].clone()
 
     hook = model.output_layer.register_forward_hook(put)
@@ -88,10 +93,13 @@ def decoding_distance(model: Fromage, lengths: tuple[int, ...]) -> float:
     prompts = [Prompt(random_ids(model, length, seed), []) for seed, length in enumerate(lengths)]
     prompts[0].ids[1:1] = [model.vocabulary.image_id] * model.visual_tokens
     prompts[0].features.append(random_features(model, 1)[0])
-    decoder, found, expected = Decoder(model, prompts), [], []
+    decoder = Decoder(model, prompts)
+    found = []
+    expected = []
     for step in range(4):
         if step:
-            fed = [model.vocabulary.ret_id] * len(lengths) if step == 2 else random_ids(model, len(lengths), 9 + step)
+            fed = [model.vocabulary.ret_id] * len(lengths) if step == 2 else random_ids(model, len(lengths),
+                                                                                        9 + step)
             decoder.feed(torch.tensor(fed, device=model.device))
             prompts = [Prompt([*prompt.ids, token], prompt.features) for prompt, token in zip(prompts, fed)]
         found.append(decoder.logits)
@@ -110,9 +118,11 @@ def batch_distance(model: Fromage) -> float:
 
 
 def scoring_distance(model: Fromage) -> float:
-    """Sums of candidates' log-probabilities by each layout, after a context and after one that keeps its beginning."""
+    """Sums of candidates' log-probabilities by each layout, after a context and
+    after one that keeps its beginning."""
     words = random_ids(model, 12)
-    candidates, worst = [words[:2], words[:4], words[5:8]], 0.0
+    candidates = [words[:2], words[:4], words[5:8]]
+    worst = 0.0
     for padding in PADDINGS:
         context = ReadPrompt(model)
         for ids in (random_ids(model, 6, 1), [*random_ids(model, 6, 1)[:4], words[9]]):
@@ -126,13 +136,20 @@ def scoring_distance(model: Fromage) -> float:
 
 # %% ../../nbs/model/07_conformance.ipynb #35c00012
 def plain_training(model: Fromage, captions: list[list[int]], features: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of a captioning and a retrieval loss, and the projected `[RET]` states (B, q), one caption at a time."""
-    losses, texts, words = [], [], sum(map(len, captions))
-    for ids, image in zip(torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, captions)), True).to(model.device), features):
+    """Sum of a captioning and a retrieval loss, and the projected `[RET]` states (B, q),
+    one caption at a time."""
+    losses = []
+    texts = []
+    words = sum(map(len, captions))
+    for ids, image in zip(torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, captions)),
+                                                          True).to(model.device), features):
         ids = ids[:len(captions[len(texts)])]
-        visual, text = embed_images(model, image[None])[0], embed_tokens(model, ids)
-        states = run_language_model(model, torch.cat([visual, text[:-2]])[None]).last_hidden_state[0, model.visual_tokens - 1:]
-        losses.append(F.cross_entropy(next_token_logits(model, states), ids[:-1], reduction="sum") / (words - len(captions)))
+        visual = embed_images(model, image[None])[0]
+        text = embed_tokens(model, ids)
+        states = run_language_model(model, torch.cat([visual, text[:-2]])[None]).last_hidden_state[0,
+                                                                                                   model.visual_tokens - 1:]
+        losses.append(F.cross_entropy(next_token_logits(model, states), ids[:-1],
+                                      reduction="sum") / (words - len(captions)))
         output = run_language_model(model, text[None], all_layers=needs_all_layers(model))
         texts.append(project_text(model, [state[:, -1] for state in hidden_states(model, output)]))
         logits = next_token_logits(model, output.last_hidden_state[0, :-1])
@@ -142,17 +159,21 @@ def plain_training(model: Fromage, captions: list[list[int]], features: Tensor) 
 
 @torch.enable_grad()
 def training_distance(model: Fromage) -> float:
-    """Losses, `[RET]` states and the gradients of what is trained, of one step; without `[RET]` there is nothing to compare."""
+    """Losses, `[RET]` states and the gradients of what is trained, of one step;
+    without `[RET]` there is nothing to compare."""
     if not model.vocabulary.has_ret:
         return 0.0
     features = random_features(model, 3)
-    captions = [[model.vocabulary.bos_id, *random_ids(model, length), model.vocabulary.ret_id] for length in (3, 8, 5)]
+    captions = [[model.vocabulary.bos_id, *random_ids(model, length), model.vocabulary.ret_id]
+                for length in (3, 8, 5)]
     batch = make_batch(captions, features.cpu()).to(model.device)
     part = retrieval_pass(model, batch)
     ours = caption_loss(model, batch) + part.loss, part.text
     plain = plain_training(model, captions, features)
-    rows = [value for name, value in model.named_parameters() if value.requires_grad and not name.startswith("language_model.")]
-    sides = [torch.autograd.grad(loss + text.square().mean(), rows, allow_unused=True) for loss, text in (ours, plain)]
+    rows = [value for name, value in model.named_parameters()
+            if value.requires_grad and not name.startswith("language_model.")]
+    sides = [torch.autograd.grad(loss + text.square().mean(), rows, allow_unused=True)
+             for loss, text in (ours, plain)]
     pairs = [pair for pair in zip(*sides) if None not in (pair[0], pair[1])]
     return max(distance(*pair) for pair in (*zip(ours, plain), *pairs))
 
@@ -168,7 +189,8 @@ PASSED: set[tuple] = set()
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, the relative distance, the largest allowed, and the error that it ended in (empty for none)."""
+    """One check: its name, the relative distance, the largest allowed,
+    and the error that it ended in (empty for none)."""
     check: str
     distance: float
     bound: float
@@ -197,7 +219,8 @@ def examine(model: Fromage) -> list[Finding]:
         bound = allowed_distance(check, model.input_table.dtype)
         try:
             findings.append(Finding(name, check(model), bound))
-        except Exception as error:  # whatever a library raises on a path that the package uses is a reason to refuse
+        # whatever a library raises on a path that the package uses is a reason to refuse
+        except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             findings.append(Finding(name, torch.inf, bound, f"{type(error).__name__}: {reason}"))
         if not findings[-1].passed:
@@ -207,8 +230,10 @@ def examine(model: Fromage) -> list[Finding]:
 
 def check_model(model: Fromage) -> None:
     """BackboneError, with the check that fails, unless a model passes all."""
-    kind, table = type(model.language_model).__name__, model.input_table
-    key = (kind, model.language_fingerprint, table.dtype, table.device, model.text_emb_layers, model.visual_tokens, model.tuned)
+    kind = type(model.language_model).__name__
+    table = model.input_table
+    key = (kind, model.language_fingerprint, table.dtype, table.device, model.text_emb_layers,
+           model.visual_tokens, model.tuned)
     if key in PASSED:
         return
     last = examine(model)[-1]

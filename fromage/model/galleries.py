@@ -28,9 +28,11 @@ from ..networks.splits import open_store
 def image_map_of(checkpoint: Checkpoint) -> nn.Module:
     """W_i of a checkpoint, a linear map or one of two layers."""
     prefix = "image_map."
-    parts = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+    parts = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items()
+             if name.startswith(prefix)}
     with torch.device("meta"):  # no values are drawn that the checkpoint's replace at once
-        layer = (nn.Linear if "weight" in parts else TwoLayerMap)(checkpoint.vision_width, len(list(parts.values())[-1]))
+        layer = (nn.Linear if "weight" in parts else TwoLayerMap)(checkpoint.vision_width,
+                                                                  len(list(parts.values())[-1]))
     layer.load_state_dict(parts, assign=True)
     return layer
 
@@ -47,8 +49,10 @@ def save_index(index: ImageIndex, path: str | Path) -> Path:
                         {"checkpoint": index.key, "table": hash_file(path.with_suffix(".tsv"))})
 
 
-def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None, verify: bool = True) -> ImageIndex:
-    """The index at `path`; ValueError when it is not whole or of another checkpoint than the one given, itself or its key.
+def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None,
+               verify: bool = True) -> ImageIndex:
+    """The index at `path`; ValueError when it is not whole or of another checkpoint than the one given,
+    itself or its key.
     `verify` False leaves sums out."""
     path = resolve_path(path)
     tensors, header = load_tensors(path, "image index", verify)
@@ -61,34 +65,44 @@ def load_index(path: str | Path, checkpoint: Checkpoint | str | None = None, ver
         raise ValueError(f"{table}: {reason}; the table written with {path.name} is needed")
     key = checkpoint_key(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
     if key is not None and header["checkpoint"] != key:
-        raise ValueError(f"{path}: an index of another checkpoint ({header['checkpoint'][:12] or 'unknown'}) than the one loaded "
+        raise ValueError(f"{path}: an index of another checkpoint "
+                         f"({header['checkpoint'][:12] or 'unknown'}) than the one loaded "
                          f"({key[:12]}); make it again with index_folder")
     with boundary(table, "a table of ids and paths, one row for each embedding", CheckpointError):
         columns = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
-        ids, paths = columns["id"].tolist(), columns["path"].tolist()
+        ids = columns["id"].tolist()
+        paths = columns["path"].tolist()
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
-            raise ValueError(f"{len(ids)} rows for embeddings of shape {tuple(embeddings.shape)} in {path.name}")
+            raise ValueError(f"{len(ids)} rows for embeddings of shape {tuple(embeddings.shape)} in "
+                             f"{path.name}")
     with boundary(path, "an index of finite embeddings", CheckpointError):
         return ImageIndex(ids, embeddings, paths if any(paths) else [], header["checkpoint"])
 
 # %% ../../nbs/model/11_galleries.ipynb #c40dfad3
-def index_folder(folder: str | Path, checkpoint: str | Path | Checkpoint, output: str | Path, dtype: torch.dtype = torch.float16,
-                 tower: VisionTower | None = None, device: str | None = None, batch_size: int = 64) -> ImageIndex:
-    """The index of all images below `folder`, written to `output`; what could not be read is counted in the feature store."""
+def index_folder(folder: str | Path, checkpoint: str | Path | Checkpoint, output: str | Path,
+                 dtype: torch.dtype = torch.float16,
+                 tower: VisionTower | None = None, device: str | None = None,
+                 batch_size: int = 64) -> ImageIndex:
+    """The index of all images below `folder`, written to `output`;
+    what could not be read is counted in the feature store."""
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    source, output = ImageFolder(folder), resolve_path(output)
+    source = ImageFolder(folder)
+    output = resolve_path(output)
     tower = tower or load_tower(checkpoint, device)
     store = open_store(tower, source, output.parent, f"{output.stem}-features", batch_size=batch_size)
     names = list(store.ids)
-    paths = [portable_path(source.path / name) if portable_path(source.path)[:3] != "..." else name for name in names]
-    index = index_features(image_map_of(checkpoint), names, store.features, paths, checkpoint_key(checkpoint), dtype)
+    paths = [portable_path(source.path / name) if portable_path(source.path)[:3] != "..." else name
+             for name in names]
+    index = index_features(image_map_of(checkpoint), names, store.features, paths, checkpoint_key(checkpoint),
+                           dtype)
     save_index(index, output)
     return index
 
 # %% ../../nbs/model/11_galleries.ipynb #779b9493
 def import_gallery(path: str | Path, output: str | Path, checkpoint: Checkpoint | None = None,
                    dtype: torch.dtype = torch.float16) -> ImageIndex:
-    """A released gallery as an index, written to `output`; `checkpoint` is the one it was released with, where known."""
+    """A released gallery as an index, written to `output`; `checkpoint` is the one it was released with,
+    where known."""
     ids, embeddings = load_released_gallery(path)
     key = checkpoint_key(checkpoint) if checkpoint else ""
     index = ImageIndex(ids, F.normalize(torch.from_numpy(embeddings), dim=-1).to(dtype), [], key)

@@ -27,16 +27,19 @@ from ..networks.demands import cache_of, longest_text
 
 # %% ../../nbs/model/04_generation.ipynb #6e720a94
 class RoomyLayer(DynamicLayer):
-    """A cache's layer with room for more tokens, so that one more is written behind the others instead of copying them all."""
+    """A cache's layer with room for more tokens, so that one more is written behind
+    the others instead of copying them all."""
 
     def __init__(self, layer: DynamicLayer):
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = self.whole = layer.keys, layer.values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
         """See DynamicLayer; when the room is used up it at least doubles."""
-        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        start = self.keys.shape[-2]
+        end = self.keys.shape[-2] + key_states.shape[-2]
         if end > self.whole[0].shape[-2]:
             self.whole = tuple(F.pad(part, (0, 0, 0, max(128, end))) for part in (self.keys, self.values))
         for part, new in zip(self.whole, (key_states, value_states)):
@@ -48,16 +51,21 @@ class RoomyLayer(DynamicLayer):
 def make_room(cache: Cache) -> None:
     """Give room to the layers of a cache that hold everything read; others, such as sliding windows, stay."""
     layers = getattr(cache, "layers", [])
-    layers[:] = [RoomyLayer(layer) if type(layer) is DynamicLayer and layer.is_initialized else layer for layer in layers]
+    layers[:] = [RoomyLayer(layer) if type(layer) is DynamicLayer and layer.is_initialized else layer
+                 for layer in layers]
 
 # %% ../../nbs/model/04_generation.ipynb #01590d42
 class Decoder:
-    """Prompts being continued: next-token `logits` (B, C), and `states`, one (B, layer width) for each of `text_emb_layers`."""
+    """Prompts being continued: next-token `logits` (B, C), and `states`, one (B,
+    layer width) for each of `text_emb_layers`."""
 
     def __init__(self, model: Fromage, prompts: Sequence[Prompt], all_layers: bool = False):
         batch = embed_prompts(model, prompts)
-        self.model, self.all_layers, self.lengths = model, all_layers, batch.lengths
-        self.mask = (torch.arange(batch.embeddings.shape[1], device=model.device) < batch.lengths[:, None]).long()
+        self.model = model
+        self.all_layers = all_layers
+        self.lengths = batch.lengths
+        self.mask = (torch.arange(batch.embeddings.shape[1],
+                                  device=model.device) < batch.lengths[:, None]).long()
         output = run_language_model(model, batch.embeddings, use_cache=True, all_layers=all_layers)
         make_room(cache_of(output))
         self._keep(output, batch.lengths - 1)
@@ -65,22 +73,28 @@ class Decoder:
     def feed(self, ids: Tensor) -> None:
         """Read one id for each row (B,)."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
-        embeddings, positions = embed_tokens(self.model, ids[:, None]), self.lengths[:, None]
-        output = run_language_model(self.model, embeddings, self.cache, self.mask, positions, all_layers=self.all_layers)
+        embeddings = embed_tokens(self.model, ids[:, None])
+        positions = self.lengths[:, None]
+        output = run_language_model(self.model, embeddings, self.cache, self.mask, positions,
+                                    all_layers=self.all_layers)
         self.lengths = self.lengths + 1
         self._keep(output, torch.zeros_like(ids))
 
     def _keep(self, output: BaseModelOutputWithPast, places: Tensor) -> None:
         rows = torch.arange(len(places), device=places.device)
-        self.cache, last = cache_of(output), output.last_hidden_state[rows, places]
+        self.cache = cache_of(output)
+        last = output.last_hidden_state[rows, places]
         self.logits = next_token_logits(self.model, last)
-        self.states = [state[rows, places] for state in hidden_states(self.model, output)] if self.all_layers else [last]
+        self.states = [state[rows, places] for state in hidden_states(self.model,
+                                                                      output)] if self.all_layers else [last]
 
 # %% ../../nbs/model/04_generation.ipynb #6eb35ec2
 @torch.inference_mode()
-def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int, stop: set[int]) -> list[list[int]]:
+def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int,
+                 stop: set[int]) -> list[list[int]]:
     """The most likely ids that continue each prompt, cut before the first one in `stop`."""
-    found, active = [[] for _ in prompts], [max_new_tokens > 0] * len(prompts)
+    found = [[] for _ in prompts]
+    active = [max_new_tokens > 0] * len(prompts)
     decoder = Decoder(model, prompts)
     for step in range(max_new_tokens):
         ids = decoder.logits.argmax(-1)
@@ -97,16 +111,20 @@ def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int,
 def stop_ids(model: Fromage) -> set[int]:
     """Ids that end a text: `[RET]`, bos, eos and the end of a line, where the tokenizer has an id for it."""
     vocabulary = model.vocabulary
-    line_end = [token for token in vocabulary.encode("\n", bos=False)[-1:] if token != vocabulary.tokenizer.unk_token_id]
+    line_end = [token for token in vocabulary.encode("\n", bos=False)[-1:]
+                if token != vocabulary.tokenizer.unk_token_id]
     return {vocabulary.ret_id, vocabulary.bos_id, vocabulary.eos_id, *line_end}
 
 
-def generate_captions(model: Fromage, features: Tensor, max_tokens: int = 24, batch_size: int = 64) -> list[str]:
+def generate_captions(model: Fromage, features: Tensor, max_tokens: int = 24,
+                      batch_size: int = 64) -> list[str]:
     """Greedy captions of images (N, V): the text after `[image] bos`, up to `[RET]`, eos or a line's end."""
-    captions, stop = [], stop_ids(model)
+    captions = []
+    stop = stop_ids(model)
     for part in features.split(batch_size):
         prompts = [build_prompt(model, [row, ""], bos="first") for row in part]
-        captions += [model.vocabulary.decode(ids).strip() for ids in generate_ids(model, prompts, max_tokens, stop)]
+        captions += [model.vocabulary.decode(ids).strip()
+                     for ids in generate_ids(model, prompts, max_tokens, stop)]
     return captions
 
 # %% ../../nbs/model/04_generation.ipynb #3cb1edbd
@@ -118,7 +136,8 @@ class Decoding(Section):
     top_p: float = setting(1.0, "tokens of the most likely mass are drawn from; 1 for all", 0.001, 1.0)
     top_k: int = setting(0, "so many most likely tokens are drawn from; 0 for all", 0, 1_000_000)
     seed: int = setting(0, "of the draws; row r has the seed plus r", 0, 2**31 - 1)
-    stop: tuple[str, ...] = setting(("\n",), "texts that end a reply; a line's end does not count as its very beginning")
+    stop: tuple[str, ...] = setting(("\n",), "texts that end a reply; a line's end does not count as its "
+                                             "very beginning")
     min_words: int = setting(0, "words before the first [RET]", 0, 4096)
     max_rets: int = setting(1, "[RET]s of a reply, at most; the last one ends it; 0 for none", 0, 100)
     images: int = setting(1, "images that each [RET] shows", 1, 100)
@@ -128,7 +147,8 @@ class Decoding(Section):
     def __post_init__(self):
         super().__post_init__()
         if not self.temperature and (self.top_p < 1 or self.top_k):
-            raise ConfigError(f"top_p = {self.top_p}, top_k = {self.top_k}: allowed is 1.0 and 0 at temperature 0, which takes "
+            raise ConfigError(f"top_p = {self.top_p}, top_k = {self.top_k}: allowed is 1.0 and 0 at "
+                              "temperature 0, which takes "
                               "the most likely token")
         if "" in self.stop:
             raise ConfigError("stop holds an empty text: allowed are texts of at least one character")
@@ -186,7 +206,8 @@ def visible_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stopping texts begins, line ends at the very beginning aside; None where there is none."""
+    """Where the first of the stopping texts begins, line ends at the very beginning aside;
+    None where there is none."""
     start = len(text) - len(text.lstrip("\n"))
     places = [place for place in (text.find(ending, start) for ending in stop) if place >= 0]
     return min(places, default=None)
@@ -200,7 +221,8 @@ def end_reply(reply: Reply, vocabulary: Vocabulary, decoding: Decoding) -> None:
     reply.text = visible_text(vocabulary, reply.ids)
     place = find_stop(reply.text, decoding.stop)
     if place is not None:
-        reply.text, reply.ended = reply.text[:place], "stop"
+        reply.text = reply.text[:place]
+        reply.ended = "stop"
     elif reply.ids and reply.ids[-1] == vocabulary.ret_id and reply.ids.count(vocabulary.ret_id) == decoding.max_rets:
         reply.ended = "last image"
     elif not reply.ended and len(reply.ids) == decoding.max_new_tokens:
@@ -214,24 +236,30 @@ def check_room(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int) -
     if not longest or min(len(prompt.ids) for prompt in prompts) == 0:
         raise ValueError("no prompt, or an empty one: allowed is at least one token")
     if most is not None and longest + max_new_tokens > most:
-        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones: this language model takes {most} in all")
+        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones: this language model "
+                         f"takes {most} in all")
 
 
 def may_show(reply: Reply, decoding: Decoding) -> bool:
     """Whether `[RET]` is allowed next."""
-    return decoding.max_rets > 0 and (not decoding.min_words or len(reply.text.replace(RET, " ").split()) >= decoding.min_words)
+    return decoding.max_rets > 0 and (not decoding.min_words
+                                      or len(reply.text.replace(RET, " ").split()) >= decoding.min_words)
 
-
+# %% ../../nbs/model/04_generation.ipynb #c53e6bea
 @torch.inference_mode()
 def generate(model: Fromage, prompts: Sequence[Prompt], decoding: Decoding = Decoding(),
-             listener: Listener | None = None, end: Callable[[Reply, Vocabulary, Decoding], None] = end_reply) -> list[Reply]:
-    """A reply to each prompt. `listener` gets row and reply after each token and may return False to end it there."""
+             listener: Listener | None = None, end: Callable[[Reply, Vocabulary, Decoding],
+                                                             None] = end_reply) -> list[Reply]:
+    """A reply to each prompt. `listener` gets row and reply after each token and
+    may return False to end it there."""
     check_room(model, prompts, decoding.max_new_tokens)
-    decoder, ret = Decoder(model, prompts, needs_all_layers(model)), model.vocabulary.ret_id
+    decoder = Decoder(model, prompts, needs_all_layers(model))
+    ret = model.vocabulary.ret_id
     replies = [Reply() for _ in prompts]
     generators = [torch.Generator().manual_seed(decoding.seed + row) for row in range(len(prompts))]
     while active := [row for row, reply in enumerate(replies) if not reply.ended]:
-        steered = steer_ret(decoder.logits, ret, decoding, [row for row in active if not may_show(replies[row], decoding)])
+        steered = steer_ret(decoder.logits, ret, decoding,
+                            [row for row in active if not may_show(replies[row], decoding)])
         own = decoder.logits.softmax(-1)[:, ret].tolist()
         moved = own if steered is decoder.logits else steered.softmax(-1)[:, ret].tolist()
         ids = choose_ids(steered, decoding, generators)

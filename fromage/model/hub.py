@@ -28,14 +28,16 @@ def check_shareable(checkpoint: Checkpoint) -> None:
     for part in ("language_model", "vision_model"):
         name = getattr(checkpoint.config.backbones, part)
         if resolve_path(name).exists() and not name.startswith("data/mini/"):
-            raise CheckpointError(f"{part} = {name!r}: a folder of this machine, which others do not have; allowed is "
+            raise CheckpointError(f"{part} = {name!r}: a folder of this machine, which others do not have; "
+                                  "allowed is "
                                   f"a name on the Hub, given as HubModel.of(..., {part}=\"owner/name\")")
 
 
 def fetch_shared(name: str, **options: Any) -> Path:
     """A folder of this name, else one downloaded from the Hub by `options` of `snapshot_download`."""
     folder = Path(name).absolute()
-    return folder if folder.is_dir() else Path(snapshot_download(name, allow_patterns=list(SHARED_FILES), **options))
+    return folder if folder.is_dir() else Path(snapshot_download(name, allow_patterns=list(SHARED_FILES),
+                                                                 **options))
 
 # %% ../../nbs/model/17_hub.ipynb #4b6d0007
 class HubModel(ModelHubMixin):
@@ -89,10 +91,13 @@ class HubModel(ModelHubMixin):
 
 # %% ../../nbs/model/17_hub.ipynb #4b6d000e
 def push_picture_set(folder: str | Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
-    """Upload a folder written by `save_picture_set` as a data set of the Hub; returns the commit's address."""
-    folder, api = resolve_path(folder), HfApi(token=token)
+    """Upload a folder written by `save_picture_set` as a data set of the Hub;
+    returns the commit's address."""
+    folder = resolve_path(folder)
+    api = HfApi(token=token)
     if not (folder / "metadata.parquet").is_file():
-        raise CheckpointError(f"{folder}: no metadata.parquet; allowed is a folder written by save_picture_set")
+        raise CheckpointError(f"{folder}: no metadata.parquet; allowed is a folder written by "
+                              "save_picture_set")
     name = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
     return str(api.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder,
                                  commit_message="Share pictures and their embeddings"))

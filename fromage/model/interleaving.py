@@ -34,15 +34,19 @@ Pieces = list[str | list[Retrieved]]
 Index = ImageIndex | ApproximateIndex
 
 
-def find_images(index: Index, queries: Sequence[Tensor], images: int, exclude: Sequence[int] = ()) -> list[list[Retrieved]]:
+def find_images(index: Index, queries: Sequence[Tensor], images: int,
+                exclude: Sequence[int] = ()) -> list[list[Retrieved]]:
     """Up to `images` images for each query (q,), best first, none twice and none of the rows in `exclude`."""
     exact = index.exact if isinstance(index, ApproximateIndex) else index
-    seen, found = set(exclude), []
+    seen = set(exclude)
+    found = []
     for query in queries:
         count = min(images, len(exact) - len(seen))
-        rows, scores = index.search(query[None], count, [sorted(seen)]) if count > 0 else (torch.zeros(1, 0), torch.zeros(1, 0))
+        rows, scores = index.search(query[None], count,
+                                    [sorted(seen)]) if count > 0 else (torch.zeros(1, 0), torch.zeros(1, 0))
         pairs = [(int(row), score) for row, score in zip(rows[0].tolist(), scores[0].tolist()) if row >= 0]
-        found.append([Retrieved(row, exact.ids[row], exact.paths[row] if exact.paths else "", score) for row, score in pairs])
+        found.append([Retrieved(row, exact.ids[row], exact.paths[row] if exact.paths else "", score)
+                      for row, score in pairs])
         seen |= {row for row, _ in pairs}
     return found
 
@@ -51,7 +55,8 @@ REPLY_PROTOCOLS = ("published", "corrected")
 
 
 def truncate_caption(text: str) -> str:
-    """As released: without newlines around it, cut behind its first newline, else behind its first full stop."""
+    """As released: without newlines around it, cut behind its first newline,
+    else behind its first full stop."""
     text = text.strip("\n")
     place = text.find("\n") + 1 or text.find(".") + 1
     return text[:place] if place else text
@@ -63,7 +68,8 @@ def newline_id(vocabulary: Vocabulary) -> int:
 
 
 def end_published(reply: Reply, vocabulary: Vocabulary, decoding: Decoding) -> None:
-    """As `end_reply`, by the released rules; what follows the last `[RET]` would be dropped, so the reply ends there."""
+    """As `end_reply`, by the released rules; what follows the last `[RET]` would be dropped,
+    so the reply ends there."""
     newline = newline_id(vocabulary)
     if reply.ids[-1] == newline and newline not in reply.ids[:1]:
         reply.ids.pop()
@@ -81,15 +87,18 @@ def arrange(text: str, images: Sequence[list[Retrieved]], protocol: str = "corre
     if protocol == "published":
         if not images:
             return [truncate_caption(text)]
-        return [piece for before, found in zip(texts, images) for piece in (f"{truncate_caption(before)} {RET}", found)]
-    pieces: Pieces = [piece for before, found in zip(texts, images) for piece in (before.strip() + RET, found)]
+        return [piece for before, found in zip(texts, images)
+                for piece in (f"{truncate_caption(before)} {RET}", found)]
+    pieces: Pieces = [piece for before, found in zip(texts, images)
+                      for piece in (before.strip() + RET, found)]
     rest = RET.join(texts[len(images):]).strip()
     return pieces + [rest] * bool(rest or not pieces)
 
 # %% ../../nbs/model/06_interleaving.ipynb #dcf695c2
 @dataclass
 class Answer:
-    """What continues a prompt: texts and lists of images in order, and the reply with its ids and probabilities."""
+    """What continues a prompt: texts and lists of images in order,
+    and the reply with its ids and probabilities."""
     pieces: Pieces
     reply: Reply
 
@@ -103,16 +112,20 @@ def finish_reply(reply: Reply, index: Index | None, decoding: Decoding, exclude:
            protocol: str = "corrected") -> Answer:
     """The answer that a reply, whole or in the making, amounts to."""
     queries = reply.queries if index is not None else []
-    return Answer(arrange(reply.text, find_images(index, queries, decoding.images, exclude) if queries else [], protocol), reply)
+    return Answer(arrange(reply.text, find_images(index, queries, decoding.images, exclude) if queries
+                          else [], protocol), reply)
 
 
-def answer(model: Fromage, prompts: Sequence[Prompt], index: Index | None = None, decoding: Decoding = Decoding(),
+def answer(model: Fromage, prompts: Sequence[Prompt], index: Index | None = None,
+           decoding: Decoding = Decoding(),
            listener: Listener | None = None, exclude: Sequence[Sequence[int]] | None = None,
            protocol: str = "corrected") -> list[Answer]:
-    """Interleaved answers to interleaved prompts. `exclude`: for each prompt the rows of the index that may not be shown."""
+    """Interleaved answers to interleaved prompts. `exclude`: for each prompt the
+    rows of the index that may not be shown."""
     if protocol not in REPLY_PROTOCOLS:
         raise ValueError(f"protocol = {protocol!r}: allowed is {', '.join(REPLY_PROTOCOLS)}")
-    replies = generate(model, prompts, decoding, listener, end_published if protocol == "published" else end_reply)
+    replies = generate(model, prompts, decoding, listener,
+                       end_published if protocol == "published" else end_reply)
     pairs = zip(replies, exclude or [()] * len(replies), strict=True)
     return [finish_reply(reply, index, decoding, rows, protocol) for reply, rows in pairs]
 
@@ -121,15 +134,18 @@ def answer(model: Fromage, prompts: Sequence[Prompt], index: Index | None = None
 def read_prompts(model: Fromage, prompts: Sequence[Prompt]) -> tuple[PromptBatch, list[Tensor]]:
     """A batch of prompts, and its states (B, T, layer width) of each layer in `text_emb_layers`."""
     batch = embed_prompts(model, prompts)
-    return batch, hidden_states(model, run_language_model(model, batch.embeddings, all_layers=needs_all_layers(model)))
+    return batch, hidden_states(model, run_language_model(model, batch.embeddings,
+                                                          all_layers=needs_all_layers(model)))
 
 
 @torch.no_grad()
 def illustrate(model: Fromage, prompt: Prompt, index: Index, decoding: Decoding = Decoding(),
                protocol: str = "corrected") -> Pieces:
     """The prompt's texts with images for its own first `max_rets` `[RET]`s; nothing is generated."""
-    states, vocabulary = [layer[0] for layer in read_prompts(model, [prompt])[1]], model.vocabulary
-    places = [place for place, token in enumerate(prompt.ids) if token == vocabulary.ret_id][:decoding.max_rets]
+    states = [layer[0] for layer in read_prompts(model, [prompt])[1]]
+    vocabulary = model.vocabulary
+    places = [place for place, token in enumerate(prompt.ids)
+              if token == vocabulary.ret_id][:decoding.max_rets]
     if protocol == "published":
         places = [place - prompt.ids[:place].count(vocabulary.image_id) for place in places]
     queries = project_text(model, [layer[places] for layer in states]).cpu() if places else []
@@ -139,7 +155,8 @@ def illustrate(model: Fromage, prompt: Prompt, index: Index, decoding: Decoding 
 # %% ../../nbs/model/06_interleaving.ipynb #6ddaa57f
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-probabilities of a prompt's text ids, each after everything before it; the prompt's first position has none."""
+    """Log-probabilities of a prompt's text ids, each after everything before it;
+    the prompt's first position has none."""
     ids: list[int]
     log_probabilities: list[float]
 
@@ -152,14 +169,18 @@ class Likelihood:
 @torch.no_grad()
 def log_likelihoods(model: Fromage, prompts: Sequence[Prompt]) -> list[Likelihood]:
     """The likelihood of each of several interleaved prompts."""
-    image, found = model.vocabulary.image_id, []
+    image = model.vocabulary.image_id
+    found = []
     batch = embed_prompts(model, prompts)
     states = run_language_model(model, batch.embeddings).last_hidden_state
     for row, prompt in enumerate(prompts):
         places = [place for place, token in enumerate(prompt.ids) if place and token != image]
         if not places:
-            raise ValueError(f"prompt {row} has no text behind its first position: allowed is at least one token")
-        before, ids = states[row, [place - 1 for place in places]], [prompt.ids[place] for place in places]
-        values = chosen_logits(model, before, torch.tensor(ids, device=before.device)) - normalisers(model, before)
+            raise ValueError(f"prompt {row} has no text behind its first position: allowed is at least one "
+                             "token")
+        before = states[row, [place - 1 for place in places]]
+        ids = [prompt.ids[place] for place in places]
+        values = chosen_logits(model, before, torch.tensor(ids,
+                                                           device=before.device)) - normalisers(model, before)
         found.append(Likelihood(ids, values.tolist()))
     return found

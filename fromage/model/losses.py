@@ -27,17 +27,20 @@ from ..networks.vocabularies import FrozenCrossEntropy, FrozenVocabulary
 # %% ../../nbs/model/01_losses.ipynb #3890f952
 def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, rows: Tensor | None = None,
                              chunk: int = 512) -> Tensor:
-    """Sum of the cross-entropies of ids `targets` (T,) behind the states (M, D) numbered `rows` (T,), by default each its own."""
+    """Sum of the cross-entropies of ids `targets` (T,) behind the states (M, D) numbered `rows` (T,),
+    by default each its own."""
     rows = torch.arange(len(states), device=states.device) if rows is None else rows
     if model.output_layer.weight.requires_grad:
         return F.cross_entropy(next_token_logits(model, states)[rows], targets, reduction="sum")
-    vocabulary = FrozenVocabulary(model.output_layer.weight[:model.kept], output_bias(model), model.vocabulary.ret_id)
+    vocabulary = FrozenVocabulary(model.output_layer.weight[:model.kept], output_bias(model),
+                                  model.vocabulary.ret_id)
     return FrozenCrossEntropy.apply(states, model.ret_column, vocabulary, targets, rows, chunk)
 
 # %% ../../nbs/model/01_losses.ipynb #dddae283
 @dataclass
 class CaptionBatch:
-    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,), features (B, V)."""
+    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,), features (B,
+    V)."""
     ids: Tensor
     lengths: Tensor
     features: Tensor
@@ -58,29 +61,35 @@ def make_batch(captions: list[list[int]], features: Tensor) -> CaptionBatch:
 # %% ../../nbs/model/01_losses.ipynb #3e4f34fe
 @dataclass
 class Sequence:
-    """One captioning sequence: `source` (L,) indexes the table of embeddings, `target` (L,) the id to predict or -1."""
+    """One captioning sequence: `source` (L,) indexes the table of embeddings,
+    `target` (L,) the id to predict or -1."""
     source: Tensor
     target: Tensor
 
 
 def caption_sequences(batch: CaptionBatch, visual_tokens: int, concatenate: bool) -> list[Sequence]:
-    """The sequences of a batch. Table: B * k visual tokens, then B * T ids. `concatenate` needs an even number of rows."""
+    """The sequences of a batch. Table: B * k visual tokens, then B * T ids.
+    `concatenate` needs an even number of rows."""
     count, width = batch.ids.shape
     if concatenate and count % 2:
         raise ValueError(f"{count} rows cannot be paired up; concatenation needs an even batch")
-    ids, sources, targets = batch.ids.cpu(), [], []
+    ids = batch.ids.cpu()
+    sources = []
+    targets = []
     for number, length in enumerate(batch.lengths.tolist()):
         visual = torch.arange(visual_tokens) + number * visual_tokens
         text = torch.arange(length - 1) + count * visual_tokens + number * width
         sources.append(torch.cat([visual, text]))
         targets.append(torch.cat([torch.full((visual_tokens,), -1), ids[number, :length - 1]]))
     step = 2 if concatenate else 1
-    return [Sequence(torch.cat(sources[i:i + step])[:-1], torch.cat(targets[i:i + step])[1:]) for i in range(0, count, step)]
+    return [Sequence(torch.cat(sources[i:i + step])[:-1], torch.cat(targets[i:i + step])[1:])
+            for i in range(0, count, step)]
 
 # %% ../../nbs/model/01_losses.ipynb #9a85a746
 @dataclass
 class Rows:
-    """S sequences in R rows of L places; a segment is a sequence's number, -1 a beginning that its row shares, -2 no token."""
+    """S sequences in R rows of L places; a segment is a sequence's number,
+    -1 a beginning that its row shares, -2 no token."""
     segment: Tensor  # (R, L)
     positions: Tensor  # (R, L), in the sequence
     token: Tensor  # (R, L), the number of the token (0 to N - 1) that stands there
@@ -89,20 +98,27 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """The same on another device."""
-        return Rows(*(value.to(device) for value in (self.segment, self.positions, self.token, self.place)), self.members)
+        return Rows(*(value.to(device) for value in (self.segment, self.positions, self.token, self.place)),
+                    self.members)
 
 
 def lay_out(lengths: list[int], shared: int = 0, width: int = 96) -> Rows:
-    """Deal sequences out to rows of about `width` places; the first `shared` tokens, the same in all, stand once in a row."""
+    """Deal sequences out to rows of about `width` places; the first `shared` tokens, the same in all,
+    stand once in a row."""
     count = min(len(lengths), max(1, round(sum(lengths) / width)))
-    members, filled, starts = [[] for _ in range(count)], [shared] * count, {}
+    members = [[] for _ in range(count)]
+    filled = [shared] * count
+    starts = {}
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         row = filled.index(min(filled))
         members[row].append(number)
         starts[number] = (row, filled[row])
         filled[row] += lengths[number] - shared
     segment = torch.full((count, max(filled)), -2)
-    positions, token, place, first = torch.zeros_like(segment), torch.zeros_like(segment), [], 0
+    positions = torch.zeros_like(segment)
+    token = torch.zeros_like(segment)
+    place = []
+    first = 0
     for number, length in enumerate(lengths):
         row, start = starts[number]
         columns = torch.cat([torch.arange(shared), torch.arange(start, start + length - shared)])
@@ -115,8 +131,10 @@ def lay_out(lengths: list[int], shared: int = 0, width: int = 96) -> Rows:
 
 # %% ../../nbs/model/01_losses.ipynb #0e1f14f8
 def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
-    """Consecutive sequence numbers cut into passes of at most `tokens` tokens each, but at least one sequence."""
-    passes, filled = [[]], 0
+    """Consecutive sequence numbers cut into passes of at most `tokens` tokens each,
+    but at least one sequence."""
+    passes = [[]]
+    filled = 0
     for number, length in enumerate(lengths):
         if passes[-1] and filled + length > tokens:
             passes.append([])
@@ -128,19 +146,25 @@ def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
 
 def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = False,
              all_layers: bool = False) -> BaseModelOutputWithPast:
-    """The language model over the tokens' embeddings (N, E) laid out in rows; the output's states are (R, L, D)."""
-    grid, mask, positions = embeddings[rows.token], None, None
+    """The language model over the tokens' embeddings (N, E) laid out in rows;
+    the output's states are (R, L, D)."""
+    grid = embeddings[rows.token]
+    mask = None
+    positions = None
     if sum(map(len, rows.members)) > 1:
         seen = (rows.segment[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
-        mask, positions = attention_mask(seen.tril(), grid.dtype), rows.positions
+        mask = attention_mask(seen.tril(), grid.dtype)
+        positions = rows.positions
     return run_language_model(model, grid, None, mask, positions, use_cache, all_layers)
 
 # %% ../../nbs/model/01_losses.ipynb #48b35b8d
-def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Iterator[Tensor]:
+def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
+                   tokens: int = 1024) -> Iterator[Tensor]:
     """Losses of the passes over a batch; they add up to the mean over all caption targets."""
     sequences = caption_sequences(batch, model.visual_tokens, concatenate)
     total = sum(int((sequence.target >= 0).sum()) for sequence in sequences)
-    for numbers in split_passes([len(sequence.source) for sequence in sequences], tokens if model.packs else 1):
+    for numbers in split_passes([len(sequence.source) for sequence in sequences],
+                                tokens if model.packs else 1):
         chosen = [sequences[number] for number in numbers]
         source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(batch.ids.device)
                           for name in ("source", "target"))
@@ -152,23 +176,28 @@ def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = Fals
         yield vocabulary_cross_entropy(model, states[target >= 0], target[target >= 0]) / total
 
 
-def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Tensor:
+def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
+                 tokens: int = 1024) -> Tensor:
     """Mean cross-entropy of the captions given their images (paper, eq. 1)."""
     return torch.stack(list(caption_losses(model, batch, concatenate, tokens))).sum()
 
 # %% ../../nbs/model/01_losses.ipynb #44771f6b
 def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> list[Tensor]:
-    """One `[RET]` behind each sequence of a cache, with gradients: the states (S, layer width) of each of `text_emb_layers`."""
-    count, width = len(rows.members), max(map(len, rows.members))
+    """One `[RET]` behind each sequence of a cache, with gradients: the states (S,
+    layer width) of each of `text_emb_layers`."""
+    count = len(rows.members)
+    width = max(map(len, rows.members))
     token = embed_rows(model, model.ret_input).expand(count, width, -1)
     slots = {number: row * width + column for row, numbers in enumerate(rows.members)
              for column, number in enumerate(numbers)}
-    mask, positions = None, None
+    mask = None
+    positions = None
     if len(slots) > 1:
         own = torch.full((count * width,), -3, device=token.device)
         own[list(slots.values())] = torch.tensor(list(slots), device=token.device)
         ends = torch.tensor(lengths, device=token.device)[own.clamp_min(0)]
-        own, positions = own.view(count, width), ends.view(count, width)
+        own = own.view(count, width)
+        positions = ends.view(count, width)
         past = (own[:, :, None] == rows.segment[:, None]) | (rows.segment[:, None] == -1)
         itself = torch.eye(width, dtype=torch.bool, device=token.device).expand(count, width, width)
         mask = attention_mask(torch.cat([past, itself], 2), token.dtype)  # (R, 1, width, L + width)
@@ -231,10 +260,13 @@ class RetrievalPass:
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
     lengths = (batch.lengths - 1).tolist()
-    run, count = pass_with_ret, sum(lengths)
+    run = pass_with_ret
+    count = sum(lengths)
     if not model.vocabulary.has_ret:
-        run, count = pass_without_ret, sum(lengths) - len(lengths)
-    losses, texts = [], []
+        run = pass_without_ret
+        count = sum(lengths) - len(lengths)
+    losses = []
+    texts = []
     for numbers in split_passes(lengths, tokens if model.packs else 1):
         loss, states = run(model, caption_pass(batch, numbers))
         losses.append(loss)
@@ -245,7 +277,8 @@ def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> R
 def join_queries(batch: CaptionBatch) -> CaptionBatch:
     """A batch in which the caption before it, without `[RET]`, begins every second caption."""
     captions = [ids[:length].tolist() for ids, length in zip(batch.ids, batch.lengths)]
-    captions = [(captions[number - 1][:-1] if number % 2 else []) + own for number, own in enumerate(captions)]
+    captions = [(captions[number - 1][:-1] if number % 2 else []) + own
+                for number, own in enumerate(captions)]
     return make_batch(captions, batch.features).to(batch.features.device)
 
 # %% ../../nbs/model/01_losses.ipynb #395ddb79

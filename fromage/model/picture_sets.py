@@ -26,21 +26,27 @@ TABLE = "metadata.parquet"
 
 
 def picture_of(identifier: str, images: Path) -> Path:
-    """The picture that an id names in a folder; CheckpointError where there is none, or where it lies outside."""
-    path, allowed = images / identifier, [images.resolve()]
-    if images.parent.name == "snapshots":  # the Hub's cache keeps contents beside its folders, and links to them
+    """The picture that an id names in a folder; CheckpointError where there is none,
+    or where it lies outside."""
+    path = images / identifier
+    allowed = [images.resolve()]
+    # the Hub's cache keeps contents beside its folders, and links to them
+    if images.parent.name == "snapshots":
         allowed.append((images.parent.parent / "blobs").resolve())
     if not path.is_file() or not any(path.resolve().is_relative_to(place) for place in allowed):
         reason = "lies outside of it" if path.is_file() else "no such file"
-        raise CheckpointError(f"{images}: {identifier!r}, {reason}; allowed are ids that are paths of pictures below it")
+        raise CheckpointError(f"{images}: {identifier!r}, {reason}; allowed are ids that are paths of "
+                              "pictures below it")
     return path
 
 
 def set_card(index: ImageIndex) -> str:
     """The page of a shared set of pictures."""
-    width, made = index.embeddings.shape[1], index.key[:12] or "unknown"
+    width = index.embeddings.shape[1]
+    made = index.key[:12] or "unknown"
     return "\n".join([
-        "---", "license: other", "license_name: see-below", "license_link: \"#licence\"", "tags:", "- fromage",
+        "---", "license: other", "license_name: see-below", "license_link: \"#licence\"", "tags:",
+        "- fromage",
         "task_categories:", "- image-feature-extraction", "---", "", "# A gallery",
         f"{len(index):,} pictures with an embedding of width {width} each, made by the checkpoint `{made}`.",
         f"The table is `{TABLE}`.", "", "## Licence",
@@ -49,13 +55,15 @@ def set_card(index: ImageIndex) -> str:
 
 def save_picture_set(index: ImageIndex, images: str | Path, folder: str | Path) -> Path:
     """Write an index whose ids are paths below `images` as an image folder with metadata, and a card."""
-    images, folder = resolve_path(images), resolve_path(folder)
+    images = resolve_path(images)
+    folder = resolve_path(folder)
     paths = [picture_of(identifier, images) for identifier in index.ids]
     for identifier, path in progress(list(zip(index.ids, paths)), label="copying pictures"):
         with atomic_path(folder / "images" / identifier) as temporary:
             shutil.copyfile(path, temporary)
     rows = index.embeddings.float().numpy()
-    table = pa.table({"file_name": [f"images/{identifier}" for identifier in index.ids], "id": list(index.ids),
+    table = pa.table({"file_name": [f"images/{identifier}" for identifier in index.ids],
+                      "id": list(index.ids),
                       "embedding": pa.array(rows.tolist(), pa.list_(pa.float32(), rows.shape[1]))})
     half = str(index.embeddings.dtype == torch.float16)
     with atomic_path(folder / TABLE) as temporary:
@@ -65,18 +73,21 @@ def save_picture_set(index: ImageIndex, images: str | Path, folder: str | Path) 
 
 # %% ../../nbs/model/16_picture_sets.ipynb #5e750008
 def load_picture_set(folder: str | Path, checkpoint: Checkpoint | str | None = None) -> ImageIndex:
-    """The index in a folder written by `save_picture_set`; CheckpointError where damaged or of another checkpoint."""
+    """The index in a folder written by `save_picture_set`; CheckpointError where
+    damaged or of another checkpoint."""
     folder = resolve_path(folder)
     with boundary(folder / TABLE, "a table as save_picture_set writes it", CheckpointError):
         table = parquet.read_table(folder / TABLE)
         notes = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
-        names, ids = table["file_name"].to_pylist(), table["id"].to_pylist()
+        names = table["file_name"].to_pylist()
+        ids = table["id"].to_pylist()
         rows = np.array(table["embedding"].to_pylist(), np.float32)
         embeddings = torch.from_numpy(rows).to(torch.float16 if notes["half"] == "True" else torch.float32)
         paths = [str(picture_of(name, folder)) for name in names]
         index = ImageIndex(ids, embeddings, paths, notes["checkpoint"])
     key = checkpoint_key(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
     if key is not None and index.key != key:
-        raise CheckpointError(f"{folder}: embeddings of another checkpoint ({index.key[:12] or 'unknown'}) than the one "
+        raise CheckpointError(f"{folder}: embeddings of another checkpoint ({index.key[:12] or 'unknown'}) "
+                              "than the one "
                               f"given ({key[:12]}); index its pictures again")
     return index

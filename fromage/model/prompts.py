@@ -38,7 +38,8 @@ def build_prompt(model: Fromage, pieces: Sequence[Piece], bos: str = "first",
         raise ValueError(f"bos = {bos!r}: allowed is {', '.join(BOS_RULES)}")
     if isinstance(pieces, str) or not pieces:
         raise ValueError(f"a prompt is a list of at least one text, image or feature vector, not {pieces!r}")
-    prompt, begin = Prompt([], []), bos != "none"
+    prompt = Prompt([], [])
+    begin = bos != "none"
     for piece in pieces:
         if isinstance(piece, str):
             prompt.ids += model.vocabulary.encode(piece, bos=begin)
@@ -53,7 +54,8 @@ def piece_features(model: Fromage, piece: Piece, encode: Callable[[Image.Image],
     """The features (V,) of an image or of features, checked."""
     if isinstance(piece, Image.Image):
         if encode is None:
-            raise ValueError("this prompt holds a picture, but no vision tower is loaded; give its features instead")
+            raise ValueError("this prompt holds a picture, but no vision tower is loaded; give its features "
+                             "instead")
         piece = encode(piece)
     if not isinstance(piece, Tensor) or piece.shape != (model.caption_map.in_features,):
         found = tuple(piece.shape) if isinstance(piece, Tensor) else type(piece).__name__
@@ -65,7 +67,8 @@ def piece_features(model: Fromage, piece: Piece, encode: Callable[[Image.Image],
 def continue_text(vocabulary: Vocabulary, before: str, behind: str) -> tuple[list[int], list[int]]:
     """The ids of `before + behind`, cut in two at the seam: blanks there belong to what is behind; no bos."""
     whole, alone = (vocabulary.encode(text, bos=False) for text in (before + behind, before.rstrip(" ")))
-    shared = next((place for place, (a, b) in enumerate(zip(whole, alone)) if a != b), min(len(whole), len(alone)))
+    shared = next((place for place, (a, b) in enumerate(zip(whole, alone)) if a != b),
+                  min(len(whole), len(alone)))
     return whole[:shared], whole[shared:]
 
 # %% ../../nbs/model/02_prompts.ipynb #3ef3ea36
@@ -90,7 +93,8 @@ def embed_prompts(model: Fromage, prompts: Sequence[Prompt]) -> PromptBatch:
     lengths = [len(prompt.ids) for prompt in prompts]
     filled = [prompt.ids + [model.vocabulary.bos_id] * (max(lengths) - len(prompt.ids)) for prompt in prompts]
     ids = torch.tensor(filled, device=model.device)  # (B, T)
-    embeddings, images = embed_tokens(model, ids), [image for prompt in prompts for image in prompt.features]
+    embeddings = embed_tokens(model, ids)
+    images = [image for prompt in prompts for image in prompt.features]
     if images:
         visual = embed_images(model, torch.stack(images).to(model.device))  # (images, k, E)
         place = ids == model.vocabulary.image_id

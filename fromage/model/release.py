@@ -26,32 +26,40 @@ from ..networks.backbones import RELEASED_TOWERS
 # %% ../../nbs/model/13_release.ipynb #47000006
 def released_tower_name(backbones: Backbones) -> str:
     """The hub name of a tower of CLIP; CheckpointError for one that the published code does not load."""
-    name, names = backbones.vision_model, {ours: theirs for theirs, ours in RELEASED_TOWERS.items()}
+    name = backbones.vision_model
+    names = {ours: theirs for theirs, ours in RELEASED_TOWERS.items()}
     if name.startswith("openai/clip") and backbones.vision_pretrained is None:
         return name
     if name not in names or backbones.vision_pretrained != "openai":
-        raise CheckpointError(f"vision tower {name!r}, pretrained = {backbones.vision_pretrained!r}: the published "
-                              f"code loads only {', '.join(RELEASED_TOWERS)} (here: {', '.join(names)}, with 'openai')")
+        raise CheckpointError(f"vision tower {name!r}, pretrained = {backbones.vision_pretrained!r}: the "
+                              "published "
+                              f"code loads only {', '.join(RELEASED_TOWERS)} (here: {', '.join(names)}, "
+                              "with 'openai')")
     return names[name]
 
 
 def released_model_name(name: str, folder: Path) -> str:
-    """The language model's name in `folder`: a folder inside or beside it by its last part, any other name as it is."""
+    """The language model's name in `folder`: a folder inside or beside it by its last part,
+    any other name as it is."""
     place = resolve_path(name)
     near = (parent / place.name for parent in (folder.parent, folder))
-    return place.name if place.is_dir() and any(path.is_dir() and path.samefile(place) for path in near) else name
+    return place.name if place.is_dir() and any(path.is_dir() and path.samefile(place)
+                                                for path in near) else name
 
 # %% ../../nbs/model/13_release.ipynb #47000009
 def released_state(model: Fromage, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The published names -> weights of `model`, in `dtype`; CheckpointError names what the published model lacks."""
-    own, kind = trained_parameters(model), model.language_model.config.model_type
+    """The published names -> weights of `model`, in `dtype`; CheckpointError names
+    what the published model lacks."""
+    own = trained_parameters(model)
+    kind = model.language_model.config.model_type
     names = RELEASED_NAMES | {f"model.text_hidden_fcs.{number}.0.{part}": f"text_maps.{number}.{part}"
                               for number in range(len(model.text_maps)) for part in ("weight", "bias")}
     wrong = [f"a language model of the family {kind}"] * (kind != "opt")
     wrong += [f"{name} (not trained here)" for name in names.values() if name not in own]
     wrong += [f"{name} (unknown there)" for name in own if name not in names.values()]
     if wrong or not model.vocabulary.has_ret:
-        raise CheckpointError(f"no place in the released format for {', '.join(wrong) or 'a query without [RET]'}; "
+        raise CheckpointError("no place in the released format for "
+                              f"{', '.join(wrong) or 'a query without [RET]'}; "
                               "allowed is OPT with a trained [RET] and maps of one layer")
     state = {theirs: own[ours].detach().cpu().to(dtype).clone() for theirs, ours in names.items()}
     return state | {"ret_input_embeddings.weight": state["ret_input_embeddings.weight"].view(1, -1)}
@@ -59,14 +67,18 @@ def released_state(model: Fromage, dtype: torch.dtype = torch.float32) -> dict[s
 # %% ../../nbs/model/13_release.ipynb #4700000c
 def save_released(folder: str | Path, model: Fromage, config: Config, dtype: torch.dtype = torch.float32,
                   checkpoint_name: str = "pretrained_ckpt.pth.tar") -> Path:
-    """Write `model`, made by `config`, as a released folder; the language model and the tower stay where they are."""
-    folder, state = resolve_path(folder), released_state(model, dtype)
+    """Write `model`, made by `config`, as a released folder; the language model and
+    the tower stay where they are."""
+    folder = resolve_path(folder)
+    state = released_state(model, dtype)
     grounding = config.grounding
     arguments: dict[str, Any] = {
         "opt_version": released_model_name(config.backbones.language_model, folder), "freeze_lm": True,
         "visual_encoder": released_tower_name(config.backbones), "freeze_vm": True,
-        "n_visual_tokens": grounding.visual_tokens, "use_image_embed_norm": False, "image_embed_dropout_prob": 0.0,
-        "use_text_embed_layernorm": False, "text_embed_dropout_prob": 0.0, "shared_emb_dim": grounding.retrieval_dim,
+        "n_visual_tokens": grounding.visual_tokens, "use_image_embed_norm": False,
+        "image_embed_dropout_prob": 0.0,
+        "use_text_embed_layernorm": False, "text_embed_dropout_prob": 0.0,
+        "shared_emb_dim": grounding.retrieval_dim,
         "text_emb_layers": list(grounding.text_emb_layers), "retrieval_token_idx": model.vocabulary.ret_id,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +90,11 @@ def save_released(folder: str | Path, model: Fromage, config: Config, dtype: tor
 # %% ../../nbs/model/13_release.ipynb #47000011
 def save_released_gallery(path: str | Path, paths: Sequence[str], embeddings: np.ndarray | Tensor) -> Path:
     """Write paths and embeddings (N, q) as a released gallery, found there as `cc3m_embeddings*.pkl`."""
-    path, rows = resolve_path(path), np.array(embeddings, dtype=np.float32)
+    path = resolve_path(path)
+    rows = np.array(embeddings, dtype=np.float32)
     if rows.ndim != 2 or len(rows) != len(paths) or not path.match("cc3m_embeddings*.pkl"):
-        raise CheckpointError(f"{path}: {len(paths)} paths for embeddings of shape {rows.shape}; allowed is as many "
+        raise CheckpointError(f"{path}: {len(paths)} paths for embeddings of shape {rows.shape}; allowed is "
+                              "as many "
                               "rows as paths, and a name cc3m_embeddings*.pkl")
     content = {"paths": [str(name) for name in paths], "embeddings": [row.copy() for row in rows]}
     with atomic_path(path) as temporary:

@@ -27,7 +27,8 @@ from .prompts import Prompt, build_prompt, embed_prompts
 def embed_queries(model: Fromage, prompts: Sequence[Prompt], batch_size: int = 64) -> Tensor:
     """Normalised text embeddings (B, q), on the CPU, of prompts that end in `[RET]`."""
     check_queries(model, prompts)
-    order, found = sorted(range(len(prompts)), key=lambda number: len(prompts[number].ids)), []
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].ids))
+    found = []
     for start in range(0, len(prompts), batch_size):
         batch = embed_prompts(model, [prompts[number] for number in order[start:start + batch_size]])
         output = run_language_model(model, batch.embeddings, all_layers=needs_all_layers(model))
@@ -43,21 +44,25 @@ def check_queries(model: Fromage, prompts: Sequence[Prompt]) -> None:
         raise ValueError("no prompts: allowed is at least one")
     for prompt in prompts if model.vocabulary.has_ret else ():
         if prompt.ids[-1] != model.vocabulary.ret_id:
-            raise ValueError(f"a query must end in {RET}; this one ends in {model.vocabulary.decode(prompt.ids[-5:])!r}")
+            raise ValueError(f"a query must end in {RET}; this one ends in "
+                             f"{model.vocabulary.decode(prompt.ids[-5:])!r}")
 
 # %% ../../nbs/model/03_retrieval.ipynb #1207f585
-STEPS, ROWS = 2**22, 2**32 - 1
+STEPS = 2**22
+ROWS = 2**32 - 1
 
 
 def order_keys(scores: Tensor, first_row: int) -> Tensor:
-    """Whole numbers (B, C) that order scores (B, C) of the rows from `first_row`: best first, equal ones by row."""
+    """Whole numbers (B, C) that order scores (B, C) of the rows from `first_row`: best first,
+    equal ones by row."""
     rows = torch.arange(first_row, first_row + scores.shape[1], device=scores.device)
     return ((scores * STEPS).round().long() << 32) | (ROWS - rows)
 
 # %% ../../nbs/model/03_retrieval.ipynb #4deed313
 @dataclass(frozen=True)
 class ImageIndex:
-    """Ids of N images, their normalised embeddings (N, q) in float32 or float16, paths (may be empty), the checkpoint's key."""
+    """Ids of N images, their normalised embeddings (N, q) in float32 or float16, paths (may be empty),
+    the checkpoint's key."""
     ids: Sequence[str]
     embeddings: Tensor
     paths: Sequence[str] = field(default_factory=list)
@@ -76,37 +81,46 @@ class ImageIndex:
                chunk: int = 16384) -> tuple[Tensor, Tensor]:
         """Rows (B, k) of the best images for queries (B, q), best first, and their cosines (B, k).
 
-        `exclude`: for each query the rows that may not be found. `chunk`: rows of the index, and queries / 64, at a time."""
+        `exclude`: for each query the rows that may not be found.
+        `chunk`: rows of the index, and queries / 64, at a time."""
         check_search(self, queries, k, exclude)
         queries, exclude = F.normalize(queries.float(), dim=-1), exclude or [()] * len(queries)
         width = max(1, chunk // 64)
-        rows = torch.cat([best_rows(self.embeddings, part, k, exclude[start * width:(start + 1) * width], chunk)
+        rows = torch.cat([best_rows(self.embeddings, part, k, exclude[start * width:(start + 1) * width],
+                                    chunk)
                           for start, part in enumerate(queries.split(width))])
-        return rows, torch.stack([self.embeddings[found].float() @ query for found, query in zip(rows, queries)])
+        return rows, torch.stack([self.embeddings[found].float() @ query
+                                  for found, query in zip(rows, queries)])
 
 # %% ../../nbs/model/03_retrieval.ipynb #18fd650b
 def check_search(index: ImageIndex, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None) -> None:
-    """ValueError for queries of another width or not finite, as many exclusions, or more images than are left."""
+    """ValueError for queries of another width or not finite, as many exclusions,
+    or more images than are left."""
     if queries.ndim != 2 or not len(queries) or queries.shape[1] != index.embeddings.shape[1]:
-        raise ValueError(f"queries of shape {tuple(queries.shape)}: allowed is (at least 1, {index.embeddings.shape[1]})")
+        raise ValueError(f"queries of shape {tuple(queries.shape)}: allowed is (at least 1, "
+                         f"{index.embeddings.shape[1]})")
     check_finite(queries.detach(), "queries")
     if exclude is not None and len(exclude) != len(queries):
-        raise ValueError(f"{len(exclude)} lists of excluded rows for {len(queries)} queries: allowed is one for each")
+        raise ValueError(f"{len(exclude)} lists of excluded rows for {len(queries)} queries: allowed is one "
+                         "for each")
     left = len(index) - max((len(set(rows)) for rows in exclude or ()), default=0)
     if not 1 <= k <= left:
         raise ValueError(f"k = {k}: allowed is 1 to the {left} images of the index that are not excluded")
 
 
-def best_rows(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Sequence[int]], chunk: int) -> Tensor:
+def best_rows(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Sequence[int]],
+              chunk: int) -> Tensor:
     """The rows (B, k) that `ImageIndex.search` returns."""
     best = torch.empty(len(queries), 0, dtype=torch.long)
-    pairs = torch.tensor([(query, row) for query, rows in enumerate(exclude) for row in rows]).view(-1, 2).long()
+    pairs = torch.tensor([(query, row) for query, rows in enumerate(exclude)
+                          for row in rows]).view(-1, 2).long()
     for start in range(0, len(embeddings), chunk):
         part = embeddings[start:start + chunk]
         scores = queries @ part.float().T
         inside = pairs[(pairs[:, 1] >= start) & (pairs[:, 1] < start + len(part))]
         scores[inside[:, 0], inside[:, 1] - start] = -2  # below every cosine
-        new = torch.ones(len(queries), dtype=torch.bool)  # queries for which this chunk may hold a better image
+        # queries for which this chunk may hold a better image
+        new = torch.ones(len(queries), dtype=torch.bool)
         if best.shape[1] >= k:
             new = (scores.amax(1) * STEPS).round().long() >= best[:, -1] >> 32
         width = min(k, best.shape[1] + len(part))
@@ -119,19 +133,22 @@ def best_rows(embeddings: Tensor, queries: Tensor, k: int, exclude: Sequence[Seq
 
 # %% ../../nbs/model/03_retrieval.ipynb #031aaa69
 @torch.no_grad()
-def index_features(image_map: nn.Linear, ids: Sequence[str], features: np.ndarray | Tensor, paths: Sequence[str] = (),
+def index_features(image_map: nn.Linear, ids: Sequence[str], features: np.ndarray | Tensor,
+                   paths: Sequence[str] = (),
                    key: str = "", dtype: torch.dtype = torch.float32, batch_size: int = 4096) -> ImageIndex:
     """The index of features (N, V) under W_i, in float32 or float16."""
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype = {dtype}: allowed is torch.float32, torch.float16")
-    device, rows = image_map.weight.device, []
+    device = image_map.weight.device
+    rows = []
     for start in range(0, len(features), batch_size):
         part = np.array(features[start:start + batch_size], dtype=np.float32)  # a copy: stores are read-only
         rows.append(F.normalize(image_map(torch.from_numpy(part).to(device)), dim=-1).to(dtype).cpu())
     return ImageIndex(ids, torch.cat(rows), list(paths), key)
 
 
-def build_index(model: Fromage, ids: Sequence[str], features: np.ndarray | Tensor, batch_size: int = 4096) -> ImageIndex:
+def build_index(model: Fromage, ids: Sequence[str], features: np.ndarray | Tensor,
+                batch_size: int = 4096) -> ImageIndex:
     """The float32 index of features (N, V)."""
     return index_features(model.image_map, ids, features, batch_size=batch_size)
 
@@ -144,13 +161,16 @@ class ApproximateIndex:
 
     def search(self, queries: Tensor, k: int, exclude: Sequence[Sequence[int]] | None = None,
                chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """As `ImageIndex.search` (`chunk` changes nothing here); where cells hold fewer than k images the last rows are -1."""
+        """As `ImageIndex.search` (`chunk` changes nothing here);
+        where cells hold fewer than k images the last rows are -1."""
         check_search(self.exact, queries, k, exclude)
         exclude = exclude or [()] * len(queries)
         wanted = min(len(self.exact), k + max(len(set(rows)) for rows in exclude))
         cosines, rows = self.cells.search(F.normalize(queries.float(), dim=-1).numpy(), wanted)
-        rows, cosines = torch.from_numpy(rows), torch.from_numpy(cosines).clamp(-1, 1)
-        unwanted = torch.stack([torch.isin(found, torch.tensor([*seen, -1])) for found, seen in zip(rows, exclude)])
+        rows = torch.from_numpy(rows)
+        cosines = torch.from_numpy(cosines).clamp(-1, 1)
+        unwanted = torch.stack([torch.isin(found, torch.tensor([*seen, -1]))
+                                for found, seen in zip(rows, exclude)])
         cosines = cosines.masked_fill(unwanted, -torch.inf)
         keys = (cosines.clamp_min(-1) * STEPS).round().long() << 32 | (ROWS - rows)
         keys = keys.masked_fill(unwanted, torch.iinfo(torch.long).min)
@@ -165,7 +185,8 @@ def build_approximate(index: ImageIndex, cells: int | None = None, probes: int =
     except ImportError:
         raise ImportError("approximate search needs FAISS: pip install 'fromage-grounding[faiss]'") from None
     cells = cells or max(1, min(int(4 * len(index) ** 0.5), len(index) // 39))
-    vectors, width = index.embeddings.float().numpy(), index.embeddings.shape[1]
+    vectors = index.embeddings.float().numpy()
+    width = index.embeddings.shape[1]
     table = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
     table.train(vectors)
     table.add(vectors)

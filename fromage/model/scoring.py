@@ -27,7 +27,8 @@ from ..networks.vocabularies import block_logits
 # %% ../../nbs/model/05_scoring.ipynb #844d91e0
 @dataclass
 class Tree:
-    """S nodes: their ids and depths; `allowed` (S, S) marks ancestors and self; `paths`: the nodes of each sequence."""
+    """S nodes: their ids and depths; `allowed` (S, S) marks ancestors and self;
+    `paths`: the nodes of each sequence."""
     ids: list[int]
     depths: list[int]
     allowed: Tensor
@@ -36,11 +37,17 @@ class Tree:
 
 def grow_tree(sequences: Sequence[Sequence[int]]) -> Tree:
     """The tree of token sequences."""
-    known, ids, parents, depths, paths = {}, [], [], [], []
+    known = {}
+    ids = []
+    parents = []
+    depths = []
+    paths = []
     for sequence in sequences:
-        node, path = -1, []
+        node = -1
+        path = []
         for depth, token in enumerate(sequence):
-            parent, node = node, known.setdefault((node, token), len(ids))
+            parent = node
+            node = known.setdefault((node, token), len(ids))
             if node == len(ids):
                 ids.append(token)
                 parents.append(parent)
@@ -56,7 +63,9 @@ def grow_tree(sequences: Sequence[Sequence[int]]) -> Tree:
 # %% ../../nbs/model/05_scoring.ipynb #e11885ce
 def normalisers(model: Fromage, states: Tensor, chunk: int = 512) -> Tensor:
     """log of the sum of exp over all columns, `[RET]`'s included, after states (M, D): (M,)."""
-    weight, bias, found = model.output_layer.weight[:model.kept], output_bias(model), []
+    weight = model.output_layer.weight[:model.kept]
+    bias = output_bias(model)
+    found = []
     for part in states.split(chunk):
         blocks = [block.logsumexp(1) for block in block_logits(part, weight, bias)[0]]
         found.append(torch.stack([*blocks, part.float() @ model.ret_column], 1).logsumexp(1))
@@ -76,7 +85,8 @@ def chosen_logits(model: Fromage, states: Tensor, ids: Tensor) -> Tensor:
 def common_length(first: Prompt, second: Prompt, image_id: int) -> int:
     """How many leading positions of two prompts are equal, images compared by their features."""
     pairs = zip(first.ids, second.ids)
-    length = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first.ids), len(second.ids)))
+    length = next((place for place, (a, b) in enumerate(pairs) if a != b),
+                  min(len(first.ids), len(second.ids)))
     places = [place for place, token in enumerate(first.ids) if token == image_id]
     tokens = len(places) // max(len(first.features), 1)
     different = [places[number * tokens] for number, (a, b) in enumerate(zip(first.features, second.features))
@@ -88,12 +98,14 @@ class ReadPrompt:
     """A prompt as read so far: its keys and values, and its states (T, D)."""
 
     def __init__(self, model: Fromage):
-        self.model, self.tokens_read = model, 0
+        self.model = model
+        self.tokens_read = 0
         self.forget()
 
     def forget(self) -> None:
         """Begin anew."""
-        self.prompt, self.cache = Prompt([], []), None
+        self.prompt = Prompt([], [])
+        self.cache = None
         self.states = self.model.input_table.new_zeros(0, self.model.output_layer.weight.shape[1])
 
     @property
@@ -112,7 +124,8 @@ class ReadPrompt:
                 length = 0
             else:
                 self.cache.crop(length - len(self.prompt.ids))
-        self.prompt, self.states = prompt, self.states[:length]
+        self.prompt = prompt
+        self.states = self.states[:length]
         new = embed_prompt(self.model, prompt)[length:] if length < len(prompt.ids) else []
         if len(new):
             positions = torch.arange(length, len(prompt.ids), device=self.model.device)[None]
@@ -126,30 +139,38 @@ def check_length(model: Fromage, length: int) -> None:
     """ValueError when a text of `length` tokens is longer than the model's positions."""
     most = longest_text(model.language_config)
     if most is not None and length > most:
-        raise ValueError(f"a prompt with its longest candidate has {length} tokens; this language model takes {most}")
+        raise ValueError(f"a prompt with its longest candidate has {length} tokens; this language model "
+                         f"takes {most}")
 
 # %% ../../nbs/model/05_scoring.ipynb #a7c6033a
 def run_tree(context: ReadPrompt, tree: Tree, all_layers: bool = False) -> BaseModelOutputWithPast:
     """The model's output (1, S, ...) over a tree behind the context, whose cache is left as it was."""
-    model, past = context.model, len(context.prompt.ids)
+    model = context.model
+    past = len(context.prompt.ids)
     check_length(model, past + max(tree.depths) + 1)
     ids = torch.tensor([tree.ids], device=model.device)
     allowed = torch.cat([torch.ones(len(tree.ids), past, dtype=torch.bool), tree.allowed], 1).to(model.device)
     positions = past + torch.tensor([tree.depths], device=model.device)
     mask = attention_mask(allowed, model.input_table.dtype)
-    output = run_language_model(model, embed_tokens(model, ids), context.cache, mask, positions, all_layers=all_layers)
+    output = run_language_model(model, embed_tokens(model, ids), context.cache, mask, positions,
+                                all_layers=all_layers)
     if context.cache is not None:
         context.cache.crop(-len(tree.ids))
     return output
 
 
-def run_sequences(context: ReadPrompt, sequences: Sequence[Sequence[int]], padding: str) -> tuple[Tensor, list[list[int]]]:
-    """States (N L, D) of sequences padded to L behind copies of the context, and the places of each one's tokens."""
-    model, past, count = context.model, len(context.prompt.ids), len(sequences)
+def run_sequences(context: ReadPrompt, sequences: Sequence[Sequence[int]],
+                  padding: str) -> tuple[Tensor, list[list[int]]]:
+    """States (N L, D) of sequences padded to L behind copies of the context,
+    and the places of each one's tokens."""
+    model = context.model
+    past = len(context.prompt.ids)
+    count = len(sequences)
     longest = max(map(len, sequences))
     check_length(model, past + longest)
     starts = [longest - len(sequence) if padding == "left" else 0 for sequence in sequences]
-    ids, valid = torch.zeros(count, longest, dtype=torch.long), torch.ones(count, past + longest, dtype=torch.long)
+    ids = torch.zeros(count, longest, dtype=torch.long)
+    valid = torch.ones(count, past + longest, dtype=torch.long)
     valid[:, past:] = 0
     for row, (start, sequence) in enumerate(zip(starts, sequences)):
         ids[row, start:start + len(sequence)] = torch.tensor(sequence)
@@ -170,7 +191,8 @@ PADDINGS = ("tree", "right", "left")
 
 def sequence_states(context: ReadPrompt, sequences: Sequence[Sequence[int]], tokens_per_pass: int,
                     padding: str) -> Iterator[tuple[list[int], Tensor, list[list[int]]]]:
-    """For each pass: the numbers of its sequences, states (S, D), and the places of each sequence's tokens."""
+    """For each pass: the numbers of its sequences, states (S, D),
+    and the places of each sequence's tokens."""
     if padding not in PADDINGS:
         raise ValueError(f"padding = {padding!r}: allowed is {', '.join(PADDINGS)}")
     tree = padding == "tree" and context.model.packs and not context.forgetful
@@ -194,7 +216,8 @@ def sequence_states(context: ReadPrompt, sequences: Sequence[Sequence[int]], tok
 # %% ../../nbs/model/05_scoring.ipynb #87a07cef
 def judged_tokens(paths: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], skips: Sequence[int],
                   shift: int) -> Iterator[tuple[int, int, int]]:
-    """For each token that is scored: the number of its sequence, the row of the state that judges it, and its id.
+    """For each token that is scored: the number of its sequence, the row of the state that judges it,
+    and its id.
 
     Row 0 is the prompt's last state; the token at `path[i]` of a pass has row `path[i] + 1`."""
     for number, (path, sequence, skip) in enumerate(zip(paths, sequences, skips)):
@@ -212,11 +235,16 @@ def token_log_probabilities(model: Fromage, states: Tensor, rows: Tensor, ids: T
 
 
 @torch.no_grad()
-def sum_log_probabilities(context: ReadPrompt, sequences: Sequence[Sequence[int]], skip: Sequence[int] | int = 0,
-                          shifts: Sequence[int] = (1,), tokens_per_pass: int = 1024, padding: str = "tree") -> Tensor:
-    """Sums (len(shifts), N) of log p over each sequence's tokens behind the first `skip`, after what the context read."""
-    if not context.prompt.ids or not set(shifts) <= {0, 1} or not all(len(sequence) for sequence in sequences):
-        raise ValueError(f"shifts = {tuple(shifts)}: allowed are 0 and 1, after a prompt, and no empty candidate")
+def sum_log_probabilities(context: ReadPrompt, sequences: Sequence[Sequence[int]],
+                          skip: Sequence[int] | int = 0,
+                          shifts: Sequence[int] = (1,), tokens_per_pass: int = 1024,
+                          padding: str = "tree") -> Tensor:
+    """Sums (len(shifts), N) of log p over each sequence's tokens behind the first `skip`,
+    after what the context read."""
+    if not context.prompt.ids or not set(shifts) <= {0, 1} or not all(len(sequence)
+                                                                      for sequence in sequences):
+        raise ValueError(f"shifts = {tuple(shifts)}: allowed are 0 and 1, after a prompt, and no empty "
+                         "candidate")
     skips = [skip] * len(sequences) if isinstance(skip, int) else skip
     keys = [(tuple(sequence), left_out) for sequence, left_out in zip(sequences, skips, strict=True)]
     unique = list(dict.fromkeys(keys))
@@ -249,9 +277,11 @@ class Scores:
 def score(model: Fromage, prompt: Prompt | Sequence[Piece], candidates: Sequence[str], bos: bool = False,
           context: ReadPrompt | None = None, tokens_per_pass: int = 1024, padding: str = "tree",
           encode: Callable[[Image.Image], Tensor] | None = None) -> Scores:
-    """Log-likelihoods of candidate texts after a prompt (or its pieces); `context` lets prompts that begin alike share work.
+    """Log-likelihoods of candidate texts after a prompt (or its pieces);
+    `context` lets prompts that begin alike share work.
 
-    `tokens_per_pass` bounds memory; `padding`: a shared tree, or rows padded on one side; `encode`: see `build_prompt`."""
+    `tokens_per_pass` bounds memory; `padding`: a shared tree, or rows padded on one side;
+    `encode`: see `build_prompt`."""
     prompt = prompt if isinstance(prompt, Prompt) else build_prompt(model, prompt, encode=encode)
     sequences = [model.vocabulary.encode(candidate, bos=bos) for candidate in candidates]
     context = (context or ReadPrompt(model)).read(prompt)

@@ -17,12 +17,17 @@ from ..data.sources import BadImage, CaptionedImage, CaptionSource, decode_image
 from .backbones import VisionTower
 
 # %% ../../nbs/networks/06_alignment.ipynb #04a10006
-SHIFTS, MOST_PAIRS, LEAST_PAIRS, LEAST_ERRORS = (-1, 1), 200, 20, 3.0
+SHIFTS = (-1, 1)
+MOST_PAIRS = 200
+LEAST_PAIRS = 20
+LEAST_ERRORS = 3.0
 
 
 def compare_shifts(pictures: Tensor, texts: Tensor) -> dict[str, dict[str, float]]:
-    """Of normalised embeddings, each (N, P): by shift how much better that neighbour's caption fits, and in standard errors."""
-    scores, found = pictures @ texts.T, {}
+    """Of normalised embeddings, each (N, P): by shift how much better that neighbour's caption fits,
+    and in standard errors."""
+    scores = pictures @ texts.T
+    found = {}
     for shift in SHIFTS:
         neighbours = scores.diagonal(shift)  # picture n with caption n + shift
         own = scores.diagonal()[max(0, -shift):][:len(neighbours)]
@@ -33,11 +38,14 @@ def compare_shifts(pictures: Tensor, texts: Tensor) -> dict[str, dict[str, float
 
 # %% ../../nbs/networks/06_alignment.ipynb #04a1000b
 def embed_examples(tower: VisionTower, examples: Iterable[CaptionedImage]) -> tuple[Tensor, Tensor]:
-    """The tower's embeddings of pictures and of captions, each (N, P), of the examples that can be decoded."""
-    pictures, texts = [torch.empty(0)], [torch.empty(0)]
+    """The tower's embeddings of pictures and of captions, each (N, P),
+    of the examples that can be decoded."""
+    pictures = [torch.empty(0)]
+    texts = [torch.empty(0)]
     examples = iter(examples)
     while batch := [*islice(examples, 32)]:
-        pixels, captions = [], []
+        pixels = []
+        captions = []
         for example in batch:
             try:
                 pixels.append(tower.preprocess(decode_image(example.data)))
@@ -50,8 +58,10 @@ def embed_examples(tower: VisionTower, examples: Iterable[CaptionedImage]) -> tu
     return torch.cat(pictures[len(pictures) > 1:]), torch.cat(texts[len(texts) > 1:])
 
 # %% ../../nbs/networks/06_alignment.ipynb #04a1000d
-def check_neighbours(tower: VisionTower, source: CaptionSource, count: int = MOST_PAIRS) -> dict[str, dict[str, float]]:
-    """As `compare_shifts`, of the first `count` pairs; warns where a neighbour's caption fits better. Empty where too few."""
+def check_neighbours(tower: VisionTower, source: CaptionSource,
+                     count: int = MOST_PAIRS) -> dict[str, dict[str, float]]:
+    """As `compare_shifts`, of the first `count` pairs; warns where a neighbour's caption fits better.
+    Empty where too few."""
     if not source.needs_caption:
         return {}
     try:
@@ -67,8 +77,11 @@ def check_neighbours(tower: VisionTower, source: CaptionSource, count: int = MOS
     worst = max(found, key=lambda shift: found[shift]["errors"])
     if found[worst]["errors"] > LEAST_ERRORS:
         side = "before" if worst == "-1" else "behind"
-        warnings.warn(f"{source.path}: the pictures fit the caption {side} their own better than their own (by"
-                      f" {found[worst]['gain']:.3f} in cosine, {found[worst]['errors']:.1f} standard errors, on "
-                      f"{len(pictures)} pairs); is the table read one line off? Look at a few pairs before hours are spent.",
+        warnings.warn(f"{source.path}: the pictures fit the caption {side} their own better than their own "
+                      "(by"
+                      f" {found[worst]['gain']:.3f} in cosine, {found[worst]['errors']:.1f} standard "
+                      "errors, on "
+                      f"{len(pictures)} pairs); is the table read one line off? Look at a few pairs before "
+                      "hours are spent.",
                       stacklevel=2)
     return found

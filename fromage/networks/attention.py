@@ -14,7 +14,8 @@ import torch
 # %% ../../nbs/networks/05_attention.ipynb #0005a006
 @contextmanager
 def without_planning(device: torch.device) -> Iterator[None]:
-    """Attention on a CUDA `device` by kernels that need no plan for each new shape; elsewhere nothing changes."""
+    """Attention on a CUDA `device` by kernels that need no plan for each new shape;
+    elsewhere nothing changes."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(before and device.type != "cuda")
     try:

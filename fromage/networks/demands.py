@@ -23,7 +23,8 @@ def language_config(language_model: PreTrainedModel) -> PreTrainedConfig:
 
 
 def text_model(language_model: PreTrainedModel) -> PreTrainedModel:
-    """The part that makes last states of embeddings, without the output layer and without other modalities."""
+    """The part that makes last states of embeddings, without the output layer and
+    without other modalities."""
     base = language_model.base_model
     if base is not language_model and language_config(language_model) is language_model.config:
         return base
@@ -39,24 +40,29 @@ def longest_text(config: PreTrainedConfig) -> int | None:
 # %% ../../nbs/networks/07_demands.ipynb #1550a002
 @torch.no_grad()
 def embedding_scale(layer: nn.Module) -> float:
-    """The factor between a row of the table and what an embedding layer makes of it; ValueError where there is none."""
+    """The factor between a row of the table and what an embedding layer makes of it;
+    ValueError where there is none."""
     ids = torch.arange(min(8, len(layer.weight)), device=layer.weight.device)
     ones = torch.ones_like(layer.weight[:, :1])
     found = torch.func.functional_call(layer, {"weight": ones}, (ids,)).unique()
     close = max(1e-3, torch.finfo(ones.dtype).eps)
-    if len(found) != 1 or not torch.allclose(layer(ids).float(), (layer.weight[ids] * found).float(), rtol=close):
-        raise ValueError(f"{type(layer).__name__} does more to a row of its table than to multiply it by one number")
+    if len(found) != 1 or not torch.allclose(layer(ids).float(), (layer.weight[ids] * found).float(),
+                                             rtol=close):
+        raise ValueError(f"{type(layer).__name__} does more to a row of its table than to multiply it by "
+                         "one number")
     return found.item()
 
 # %% ../../nbs/networks/07_demands.ipynb #1550a005
-WINDOWS = ("sliding_window", "sliding_window_size", "attention_window_size", "window_size", "attention_chunk_size",
+WINDOWS = ("sliding_window", "sliding_window_size", "attention_window_size", "window_size",
+           "attention_chunk_size",
            "local_attention", "keep_window_size")
 
 
 def attention_window(config: PreTrainedConfig) -> int | None:
     """The columns that each layer of a language model is sure to see; None where all see everything."""
     values = config.to_dict()  # of a size that differs from layer to layer the attribute cannot be read
-    return min((values[name] for name in WINDOWS if isinstance(values.get(name), int) and values[name] > 0), default=None)
+    return min((values[name] for name in WINDOWS if isinstance(values.get(name), int) and values[name] > 0),
+               default=None)
 
 # %% ../../nbs/networks/07_demands.ipynb #1550b011
 def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -65,13 +71,18 @@ def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def count_rows(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that a model's input and output table both have; ValueError where one of the vocabulary's own entries has none."""
+    """Rows that a model's input and output table both have; ValueError where one of
+    the vocabulary's own entries has none."""
     tables = language_model.get_input_embeddings(), language_model.get_output_embeddings()
-    rows, added = min(table.weight.shape[0] for table in tables), set(tokenizer.get_added_vocab())
-    lacking = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in added]
+    rows = min(table.weight.shape[0] for table in tables)
+    added = set(tokenizer.get_added_vocab())
+    lacking = [token for token, number in tokenizer.get_vocab().items()
+               if number >= rows and token not in added]
     if lacking:
-        raise ValueError(f"the language model has {rows} embedding rows, its tokenizer {count_ids(tokenizer)} entries, "
-                         f"of which {len(lacking)} have none, such as {lacking[0]!r}: they do not belong together")
+        raise ValueError(f"the language model has {rows} embedding rows, its tokenizer "
+                         f"{count_ids(tokenizer)} entries, "
+                         f"of which {len(lacking)} have none, such as {lacking[0]!r}: they do not belong "
+                         "together")
     return rows
 
 # %% ../../nbs/networks/07_demands.ipynb #1550b014
@@ -86,7 +97,8 @@ def cache_of(output: ModelOutput) -> Cache | None:
 
 def check_cache(language_model: PreTrainedModel) -> None:
     """ValueError unless a model keeps the keys and values of every token, and nothing else."""
-    kind, ids = type(language_model).__name__, torch.arange(4, 8, device=language_model.device)[None]
+    kind = type(language_model).__name__
+    ids = torch.arange(4, 8, device=language_model.device)[None]
     running = getattr(language_model, "_is_stateful", False)
     if not running:
         try:
@@ -96,18 +108,23 @@ def check_cache(language_model: PreTrainedModel) -> None:
             raise ValueError(f"{kind} cannot read a text by itself: {type(error).__name__}: {cause}") from error
         layers = getattr(cache, "layers", None) or []
         running = any(hasattr(part, name) for part in (cache, *layers) for name in STATES)
-        if not isinstance(cache, Cache) or len(layers) < min(1, language_config(language_model).num_hidden_layers):
-            raise ValueError(f"{kind} keeps no keys and values of what it has read; allowed are models that do")
+        if not isinstance(cache,
+                          Cache) or len(layers) < min(1, language_config(language_model).num_hidden_layers):
+            raise ValueError(f"{kind} keeps no keys and values of what it has read; allowed are models that "
+                             "do")
     if running:
-        raise ValueError(f"{kind} keeps a running state, which padding would enter and from which no token can be taken "
+        raise ValueError(f"{kind} keeps a running state, which padding would enter and from which no token "
+                         "can be taken "
                          "back; allowed are models of attention alone")
 
-
+# %% ../../nbs/networks/07_demands.ipynb #3e4bf0cc
 @torch.no_grad()
 def check_language_model(language_model: PreTrainedModel) -> None:
-    """ValueError unless a model keeps keys and values, and its logits are last state x output matrix (+ bias)."""
+    """ValueError unless a model keeps keys and values, and its logits are last
+    state x output matrix (+ bias)."""
     check_cache(language_model)
-    ids, head = torch.arange(4, 8, device=language_model.device)[None], language_model.get_output_embeddings()
+    ids = torch.arange(4, 8, device=language_model.device)[None]
+    head = language_model.get_output_embeddings()
     expected = language_model(input_ids=ids).logits.float()
     state = text_model(language_model)(input_ids=ids).last_hidden_state
     if isinstance(head, nn.Linear) and state.shape[-1] == head.weight.shape[1]:
@@ -115,5 +132,6 @@ def check_language_model(language_model: PreTrainedModel) -> None:
         bound = max(1e-4, 2 * torch.finfo(state.dtype).eps) * expected.abs().max().item()
         if found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=bound):
             return
-    raise ValueError(f"{type(language_model).__name__} scales or caps its logits, or has more layers behind its last state; "
+    raise ValueError(f"{type(language_model).__name__} scales or caps its logits, or has more layers behind "
+                     "its last state; "
                      "allowed are plain linear output layers")

@@ -32,15 +32,19 @@ def places(path: str, form: str) -> set[Path]:
 
 
 def check_apart(data: Data, **instead: tuple[str, str]) -> None:
-    """ValueError where the training and the validation split read the same file, or one lies in the other's folder.
+    """ValueError where the training and the validation split read the same file,
+    or one lies in the other's folder.
 
     `instead`: split -> (captions, form) that take the place of its own."""
-    named = {split: (getattr(data, f"{split}_captions"), getattr(data, f"{split}_form")) for split in ("train", "validation")}
+    named = {split: (getattr(data, f"{split}_captions"), getattr(data, f"{split}_form"))
+             for split in ("train", "validation")}
     train, validation = (places(*each) for each in (named | instead).values())
-    shared = next((each for ours, others in ((train, validation), (validation, train)) for each in sorted(ours)
+    shared = next((each for ours, others in ((train, validation), (validation, train))
+                   for each in sorted(ours)
                    if others & {each, *each.parents}), None)
     if shared:
-        told = " and ".join(f"{split}_captions = {captions!r}" for split, (captions, _) in (named | instead).items())
+        told = " and ".join(f"{split}_captions = {captions!r}"
+                            for split, (captions, _) in (named | instead).items())
         raise ValueError(f"{told} both read {shared}; name each split's own files,"
                          f" shards by a pattern like cc3m-train-{{0000..0575}}.tar")
 
@@ -61,9 +65,11 @@ def render_if_mini(path: str) -> None:
         ensure_world()
 
 
-def open_split(config: Config, split: str, captions: str | None = None, form: str | None = None, images: str | None = None,
+def open_split(config: Config, split: str, captions: str | None = None, form: str | None = None,
+               images: str | None = None,
                apart: bool = True) -> CaptionSource:
-    """The captioned images of `train` or `validation`, or others in their place; `apart` False: no training reads them."""
+    """The captioned images of `train` or `validation`, or others in their place;
+    `apart` False: no training reads them."""
     if split not in ("train", "validation"):
         raise ValueError(f"split = {split!r}: allowed is train, validation")
     own = (getattr(config.data, f"{split}_{part}") for part in ("captions", "form", "images"))
@@ -75,11 +81,13 @@ def open_split(config: Config, split: str, captions: str | None = None, form: st
 
 # %% ../../nbs/networks/03_splits.ipynb #5c0e0011
 def store_folder(folder: str | Path, name: str, parts: dict) -> str:
-    """The folder below `folder` of the store `name` that `parts`, as `describe_store` gives them, determine."""
+    """The folder below `folder` of the store `name` that `parts`, as `describe_store` gives them,
+    determine."""
     return f"{folder}/{name}-{hash_value(parts)[:12]}"
 
 
-def open_store(tower: VisionTower, source: CaptionSource, folder: str | Path, name: str, dtype: str = "float32",
+def open_store(tower: VisionTower, source: CaptionSource, folder: str | Path, name: str,
+               dtype: str = "float32",
                squash: bool = False, limit: int | None = None, batch_size: int = 64) -> FeatureStore:
     """The tower's features of a source in its folder below `folder`, extracted on first use."""
     own = store_folder(folder, name, describe_store(tower, source, dtype, squash, limit))
@@ -88,13 +96,15 @@ def open_store(tower: VisionTower, source: CaptionSource, folder: str | Path, na
 
 def load_split(config: Config, split: str, tower: VisionTower, limit: int | None = None) -> Split:
     """A split and its features, extracted on first use; the first `limit` usable images."""
-    source, data = open_split(config, split), config.data
+    source = open_split(config, split)
+    data = config.data
     return Split(source, open_store(tower, source, data.features, split, data.feature_dtype, limit=limit))
 
 # %% ../../nbs/networks/03_splits.ipynb #aabca7b8
 def find_pictures(source: CaptionSource, ids: Sequence[str]) -> list[Image.Image]:
     """The decoded images of these ids, in this order; reads the source until all are found."""
-    wanted, found = set(ids), {}
+    wanted = set(ids)
+    found = {}
     for example in source:
         if example.id in wanted:
             found[example.id] = decode_image(example.data)
@@ -107,8 +117,11 @@ def find_pictures(source: CaptionSource, ids: Sequence[str]) -> list[Image.Image
 
 # %% ../../nbs/networks/03_splits.ipynb #5e3c0b02
 def recheck_source(source: CaptionSource, folder: str | Path) -> int:
-    """How many examples of a source were read again; StoreError unless each is, byte for byte, what the store was made from."""
-    manifest, total, count = read_manifest(resolve_path(folder)), 0, 0
+    """How many examples of a source were read again; StoreError unless each is, byte for byte,
+    what the store was made from."""
+    manifest = read_manifest(resolve_path(folder))
+    total = 0
+    count = 0
     if manifest.get("images") is None:
         raise StoreError(f"{folder}: made before pictures were summed; delete the folder to compute it again")
     for count, example in enumerate(source.read(), 1):
@@ -116,6 +129,7 @@ def recheck_source(source: CaptionSource, folder: str | Path) -> int:
         if source.problems.n_total == manifest["problems"]["n_total"]:
             break  # a limit, or the last one
     if total != manifest["images"]:
-        raise StoreError(f"{source.path}: captions or pictures are not what the features in {folder} were made from, though "
+        raise StoreError(f"{source.path}: captions or pictures are not what the features in {folder} were "
+                         "made from, though "
                          "names, sizes and times are; delete that folder to compute them again")
     return count

@@ -23,7 +23,8 @@ def block_logits(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[l
     """Float32 logits (m, C') of states (m, D) in blocks of columns, and the blocks."""
     width = BLOCK_COLUMNS.get(states.device.type, len(weight))
     blocks = [slice(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
-    return [F.linear(states, weight[block], None if bias is None else bias[block]).float() for block in blocks], blocks
+    return [F.linear(states, weight[block], None if bias is None else bias[block]).float()
+            for block in blocks], blocks
 
 # %% ../../nbs/networks/04_vocabularies.ipynb #5b0e7d21
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def find_hits(place: Tensor, target: Tensor, blocks: list[slice]) -> list[tuple[
 
 
 def exponentiate(logits: list[Tensor], ret_logit: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Turn logits (m, C') into exp(logit - peak), in place; returns each block's peaks (m,), and log Z (m,)."""
+    """Turn logits (m, C') into exp(logit - peak), in place; returns each block's peaks (m,),
+    and log Z (m,)."""
     peaks = [block.amax(1) for block in logits]
     masses = [block.sub_(peak[:, None]).exp_().sum(1) for block, peak in zip(logits, peaks)]
     parts = [peak + mass.log() for peak, mass in zip(peaks, masses)]
@@ -57,12 +59,15 @@ def output_errors(exponentials: list[Tensor], factors: list[Tensor],
 
 # %% ../../nbs/networks/04_vocabularies.ipynb #ff33a0b4
 class FrozenCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(target) after states (M, D), in a frozen vocabulary and the column `ret` (D,) behind it."""
+    """Sum of -log p(target) after states (M, D), in a frozen vocabulary and the
+    column `ret` (D,) behind it."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, ret: Tensor, vocabulary: FrozenVocabulary, targets: Tensor, rows: Tensor,
+    def forward(ctx: Any, states: Tensor, ret: Tensor, vocabulary: FrozenVocabulary, targets: Tensor,
+                rows: Tensor,
                 chunk: int) -> Tensor:
-        """Targets (T,) are ids behind the states `rows` (T,). Gradients are made here, `chunk` states at a time."""
+        """Targets (T,) are ids behind the states `rows` (T,).
+        Gradients are made here, `chunk` states at a time."""
         needs_states, needs_ret = ctx.needs_input_grad[:2]
         total = states.new_zeros((), dtype=torch.float32)
         state_gradient = torch.zeros_like(states) if needs_states else None

@@ -28,7 +28,8 @@ def find_code(study: Study, text: str) -> str:
     """The code that was typed; RatingError where the study has none such."""
     code = text.strip().upper()
     if code not in study.plan:
-        raise RatingError(f"{code or 'An empty code'} is no code of this study. Codes look like ABC-123; please check yours.")
+        raise RatingError(f"{code or 'An empty code'} is no code of this study. Codes look like ABC-123; "
+                          "please check yours.")
     return code
 
 
@@ -50,7 +51,8 @@ def open_journal(study: Study, code: str) -> LineJournal:
     try:
         return LineJournal(ratings_path(study, code), header_of(study, code))
     except JournalHeld:
-        raise RatingError(f"{code} cannot be used: it is open in another window; close that one, or wait a minute and "
+        raise RatingError(f"{code} cannot be used: it is open in another window; close that one, or wait a "
+                          "minute and "
                           "try again.") from None
     except ValueError:
         raise RatingError(f"{code} cannot be used: {DAMAGED}") from None
@@ -123,8 +125,10 @@ def is_complete(session: Session) -> bool:
 
 
 def record_answer(session: Session, criterion: str, value: str) -> None:
-    """Keeps an answer to the current item; the same one again changes nothing. RatingError where it is none."""
-    specification, visit = session.study.specification, session.visit
+    """Keeps an answer to the current item; the same one again changes nothing.
+    RatingError where it is none."""
+    specification = session.study.specification
+    visit = session.visit
     allowed = (*visit.options, *(TIE,) * specification.ties)
     if criterion not in {each.name for each in specification.criteria} or value not in allowed:
         raise RatingError(f"{criterion} = {value!r}: allowed is one of {', '.join(allowed)}")
@@ -133,9 +137,10 @@ def record_answer(session: Session, criterion: str, value: str) -> None:
         return
     session.write(kind="answer", item=visit.item, criterion=criterion, value=value, place=session.place,
                   options=list(visit.options),
-                  revision=before["revision"] + 1 if before else 0, seconds=round(session.clock() - session.shown, 3))
+                  revision=before["revision"] + 1 if before else 0,
+                  seconds=round(session.clock() - session.shown, 3))
 
-
+# %% ../../nbs/study/03_session.ipynb #b5b078ba
 def move(session: Session, step: int) -> None:
     """Goes to the next screen (1) or back (-1); RatingError where an answer is missing."""
     if step > 0 and not session.finished and not is_complete(session):
