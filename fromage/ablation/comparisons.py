@@ -44,8 +44,8 @@ def collect(outcomes: Sequence[Outcome], which: int = 0) -> dict[str, dict[str, 
 # %% ../../nbs/ablation/04_comparisons.ipynb #83a881a7
 @lru_cache(maxsize=16)
 def draw_counts(count: int, samples: int, seed: int) -> np.ndarray:
-    """How often each of `count` things is drawn, in `samples` draws of `count` with replacement: (samples,
-    count)."""
+    """How often each of `count` things is drawn, in `samples` draws of `count` with
+    replacement: (samples, count)."""
     return np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count),
                                                             samples).astype(np.float32)
 

@@ -152,16 +152,16 @@ SCORES = {**ANSWER_PROTOCOLS, "corrected, mean over tokens": AnswerProtocol(per_
 
 def answer_sums(model: Fromage, dialogues: Sequence[VisualDialogue], images: Tensor,
                 protocol: AnswerProtocol) -> np.ndarray:
-    """Sums (N, rounds, parts, 100) from a protocol's beginning, after features (N,
-    V) of the dialogues' images."""
+    """Sums (N, rounds, parts, 100) from a protocol's beginning,
+    after features (N, V) of the dialogues' images."""
     scorer = AnswerScorer(model, beginnings=(protocol.beginning,))
     return np.array([scorer.score_dialogue(dialogue, image[None].to(model.device))[:, 0]
                      for dialogue, image in zip(dialogues, images)])
 
 
 def measure_answers(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
-    """MRR, R@1, NDCG of the true answers, as published and as corrected (by the sum
-    and by the mean over tokens)."""
+    """MRR, R@1, NDCG of the true answers, as published and as corrected
+    (by the sum and by the mean over tokens)."""
     dialogues = material.dialogues[:most]
     table = {}
     passes = {}

@@ -282,8 +282,8 @@ def publish(notebooks: Sequence[str | Path] = (), folder: str | Path = "reports"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: `python -m fromage.core.pages [--folder reports] [--readme
-    README.md] [notebook ...]`."""
+    """The command line: `python -m fromage.core.pages [--folder reports] [--readme README.md] [notebook
+    ...]`."""
     parser = argparse.ArgumentParser(prog="python -m fromage.core.pages", description=publish.__doc__)
     parser.add_argument("notebooks", nargs="*", help="executed notebooks to export as HTML beside them")
     parser.add_argument("--folder", default="reports", help="folder of the records and of index.html")

@@ -75,8 +75,8 @@ def save_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder
 
 # %% ../../nbs/mini/05_seeing.ipynb #c4a1a1cd
 def scene_pixels(scenes: list[Scene], seed: int) -> torch.Tensor:
-    """The pictures of scenes as a tower sees them (short side 64, central square), as bytes (N, 3, 64,
-    64)."""
+    """The pictures of scenes as a tower sees them (short side 64, central square),
+    as bytes (N, 3, 64, 64)."""
     pixels = torch.empty(len(scenes), 3, 64, 64, dtype=torch.uint8)
     for index, scene in enumerate(scenes):
         picture = draw_scene(scene, seed + index)

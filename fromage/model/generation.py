@@ -56,8 +56,8 @@ def make_room(cache: Cache) -> None:
 
 # %% ../../nbs/model/04_generation.ipynb #01590d42
 class Decoder:
-    """Prompts being continued: next-token `logits` (B, C), and `states`, one (B,
-    layer width) for each of `text_emb_layers`."""
+    """Prompts being continued: next-token `logits` (B, C), and `states`,
+    one (B, layer width) for each of `text_emb_layers`."""
 
     def __init__(self, model: Fromage, prompts: Sequence[Prompt], all_layers: bool = False):
         batch = embed_prompts(model, prompts)

@@ -39,8 +39,8 @@ def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, ro
 # %% ../../nbs/model/01_losses.ipynb #dddae283
 @dataclass
 class CaptionBatch:
-    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,), features (B,
-    V)."""
+    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,),
+    features (B, V)."""
     ids: Tensor
     lengths: Tensor
     features: Tensor
@@ -183,8 +183,8 @@ def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
 
 # %% ../../nbs/model/01_losses.ipynb #44771f6b
 def run_ret(model: Fromage, cache: Cache, rows: Rows, lengths: list[int]) -> list[Tensor]:
-    """One `[RET]` behind each sequence of a cache, with gradients: the states (S,
-    layer width) of each of `text_emb_layers`."""
+    """One `[RET]` behind each sequence of a cache, with gradients: the states
+    (S, layer width) of each of `text_emb_layers`."""
     count = len(rows.members)
     width = max(map(len, rows.members))
     token = embed_rows(model, model.ret_input).expand(count, width, -1)

@@ -24,8 +24,8 @@ from .training import SHAPES, PlainModel
 @torch.no_grad()
 def plain_generation(plain: PlainModel, embeddings: Tensor, max_new_tokens: int,
                      ret_factor: float = 1.0) -> tuple[list[int], Tensor]:
-    """Greedy ids behind a prompt (1, T, E), and the normalised text embeddings (T + new - 1,
-    q) of every position."""
+    """Greedy ids behind a prompt (1, T, E), and the normalised text embeddings
+    (T + new - 1, q) of every position."""
     found = []
     for _ in range(max_new_tokens):
         output = plain.language_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)

@@ -136,8 +136,8 @@ SHAPES = {"tiny": {"width": 32, "layers": 2, "heads": 4, "vocabulary": 400, "spa
 
 
 def random_batch(model: Fromage, batch_size: int, width: int, seed: int) -> CaptionBatch:
-    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average, and random features (B,
-    width)."""
+    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average,
+    and random features (B, width)."""
     rng = np.random.default_rng(seed)
     vocabulary = model.vocabulary
     lengths = np.clip(rng.normal(11, 4, batch_size).round(), 4, 22).astype(int)

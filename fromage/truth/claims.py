@@ -197,7 +197,7 @@ def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, fold
     clip_texts, _ = clip_dialogues(tower, chosen, after=(1, ROUNDS))
     return FoundRanks(search_ranks(texts[:, 0], pictures), search_ranks(texts[:, 1], pictures),
                  search_ranks(clip_texts[:, 0], clip_images), search_ranks(clip_texts[:, -1], clip_images),
-                      None,
+                 None,
                  min(most, dialogues.problems.n_total), len(chosen))
 
 

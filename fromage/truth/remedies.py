@@ -90,8 +90,8 @@ def mean_queries(*queries: Tensor) -> Tensor:
 
 def form_rates(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrder], scenes: Sequence[Scene],
                seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """Form of orders about style -> right, asked, kept (%), among images with features (N,
-    V) and scenes (N)."""
+    """Form of orders about style -> right, asked, kept (%), among images with
+    features (N, V) and scenes (N)."""
     index = build_index(model, [str(row) for row in range(len(features))], features)
     pictures = torch.from_numpy(np.array(features[[order.row for order in orders]], np.float32))
     pieces = [order_forms(picture, order.words) for picture, order in zip(pictures, orders)]

@@ -65,8 +65,8 @@ def place_table(table: Mapping[str, Mapping[str, Estimate | float]], differences
 
 # %% ../../nbs/visdial/03_tables.ipynb #6c9eeadf
 def worked_rounds(dialogue: VisualDialogue, scores: Mapping[str, np.ndarray]) -> str:
-    """Markdown: each question and true answer; by each name's scores (rounds,
-    N) the best candidate and the true one's rank."""
+    """Markdown: each question and true answer; by each name's scores (rounds, N)
+    the best candidate and the true one's rank."""
     rows = []
     for at, each in enumerate(dialogue.rounds):
         cells = []

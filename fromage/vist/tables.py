@@ -130,8 +130,8 @@ def control_lines(controls: Mapping[str, Mapping[str, Any]],
 # %% ../../nbs/vist/03_tables.ipynb #b81d22aa
 @dataclass(frozen=True)
 class WorkedStories:
-    """Rows of image ids, a label a row, a title an image, and the (row,
-    column) of the right images that were found."""
+    """Rows of image ids, a label a row, a title an image, and the (row, column) of
+    the right images that were found."""
     ids: list[list[str]]
     labels: list[str]
     titles: list[list[str]]
