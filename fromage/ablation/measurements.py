@@ -24,7 +24,8 @@ from ..model.generation import generate_captions
 from ..model.interleaving import log_likelihoods
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..model.training import FeaturePairs, embed_pairs
+from ..model.steps import FeaturePairs
+from ..model.training import embed_pairs
 from ..networks.backbones import VisionTower
 from ..networks.splits import open_store, render_if_mini
 from ..truth.naming import naming_hits

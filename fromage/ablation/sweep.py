@@ -24,12 +24,15 @@ from joblib import Parallel, delayed
 from .measurements import LESS, Amounts, Items, Sources, measure, open_material
 from .networks import make_network
 from ..core.code import code_key
-from ..core.config import NAMES_OF_CONTENT, Backbones, Config, change, flatten, resolve_path
+from ..core.config import Backbones, Config, resolve_path
 from ..core.folders import locked
-from ..core.records import hash_folder, hash_value, progress, write_json
+from ..core.presets import NAMES_OF_CONTENT, change, flatten
+from ..core.progress import progress
+from ..core.records import hash_folder, hash_value, write_json
 from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
-from ..model.training import FeaturePairs, fit, make_pairs
+from ..model.steps import FeaturePairs, make_pairs
+from ..model.training import fit
 from ..networks.backbones import VisionTower, load_vision_tower
 from ..networks.splits import load_split
 
@@ -221,8 +224,7 @@ def make_task(shared: Setting, name: str, config: Config, keys: tuple[dict[str, 
 
 # %% ../../nbs/ablation/03_sweep.ipynb #652a76e2
 def plan(shared: Setting, chosen: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], networks: str,
-         steps: int,
-         workers: int = 1) -> dict[tuple[str, int], Task | Failure]:
+         steps: int, workers: int = 1) -> dict[tuple[str, int], Task | Failure]:
     """(variant, seed) -> its task, all variants of a seed before the next;
     makes the control networks that they name."""
     configs: dict[tuple[str, int], Config | Failure] = {

@@ -8,7 +8,8 @@ __all__ = ['NETWORKS', 'NETWORK_SIZES', 'DIETS', 'OPT_SIZES', 'variants', 'choos
 # %% ../../nbs/ablation/00_variants.ipynb #9153bea6
 from typing import Any
 
-from ..core.config import Config, change, unknown_name
+from ..core.config import Config, unknown_name
+from ..core.presets import change
 
 # %% ../../nbs/ablation/00_variants.ipynb #a5037dbf
 NETWORKS = "data/runs/ablate/networks"

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, PlainValidator, Strict, ValidationIn
 from ..core.boundaries import whole
 from ..core.config import Refused, told
 from ..data.sources import IMAGE_FORMATS, BadImage, decode_image
-from ..model.model import RET
+from ..model.tokens import RET
 
 # %% ../../nbs/chat/00_pictures.ipynb #76af7756
 LONGEST_SIDE = 512

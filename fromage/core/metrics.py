@@ -191,8 +191,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 # %% ../../nbs/core/03_metrics.ipynb #8241bbe5
 def compare_pairs(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]],
-                  groups: Sequence | None = None,
-                  seed: int = 0, samples: int = 2000,
+                  groups: Sequence | None = None, seed: int = 0, samples: int = 2000,
                   n_total: int | None = None) -> dict[str, dict[str, Estimate | float]]:
     """`a minus b` -> the difference of their values (n,) with its interval, its p-value,
     and that after Holm's correction."""

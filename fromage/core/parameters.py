@@ -10,7 +10,8 @@ import typing
 from types import NoneType, SimpleNamespace
 from typing import Any, get_type_hints
 
-from .config import change, check_value, get_preset, setting_table, unknown_name
+from .config import check_value, setting_table, unknown_name
+from .presets import change, get_preset
 
 # %% ../../nbs/core/20_parameters.ipynb #0a0b5e2b
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}

@@ -63,8 +63,7 @@ def average_seeds(ranks: Sequence[np.ndarray], rows: np.ndarray, seed: int = 0) 
 
 # %% ../../nbs/knowledge/06_answers.ipynb #88f600011
 def show_answers(queries: Sequence[KnowledgeQuery], scores: np.ndarray, pictures: Sequence[NamedPicture],
-                 rows: Sequence[int],
-                 best: int = 5) -> Figure:
+                 rows: Sequence[int], best: int = 5) -> Figure:
     """The figure of some queries, numbered `rows`, with their best pictures and, below, the makers;
     right ones are framed."""
     order = np.argsort(-scores[list(rows)], axis=1, kind="stable")[:, :best]

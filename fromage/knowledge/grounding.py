@@ -19,7 +19,7 @@ from ..core.config import Training
 from ..core.tensors import load_tensors, save_tensors
 from ..model.losses import contrastive_losses
 from ..model.model import project_images, project_text
-from ..model.training import learning_rate, make_optimizer, step_rows
+from ..model.steps import learning_rate, make_optimizer, step_rows
 
 # %% ../../nbs/knowledge/04_grounding.ipynb #88f400005
 class PictureMaps(nn.Module):

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..core.config import resolve_path
-from ..core.records import atomic_path, hash_value, progress
-from ..model.model import RET, Fromage, run_language_model
+from ..core.progress import progress
+from ..core.records import atomic_path, hash_value
+from ..model.model import Fromage, run_language_model
 from ..model.prompts import build_prompt, embed_prompts
+from ..model.tokens import RET
 
 # %% ../../nbs/knowledge/03_states.ipynb #88f300005
 STATE_PLACES = ("[RET]", "last word", "mean of words")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..core.config import Training, change, get_preset, resolve_path
+from ..core.config import Training, resolve_path
 from ..core.metrics import hits
+from ..core.presets import change, get_preset
 from .answers import answer_ranks
 from .definitions import define_names, read_wordnet
 from .grounding import NamedTexts, train_maps
@@ -107,8 +108,7 @@ def named_texts(kept: TextStates, pictures: Sequence[NamedPicture], place: str, 
 
 # %% ../../nbs/knowledge/07_systems.ipynb #88f700014
 def try_layers(kept: TextStates, pictures: Sequence[NamedPicture], features: Tensor, training: Training,
-               retrieval_dim: int,
-               place: str = "[RET]", seed: int = 0) -> dict[int, float]:
+               retrieval_dim: int, place: str = "[RET]", seed: int = 0) -> dict[int, float]:
     """Layer -> R@10 of further names that were not trained on;
     without any, the last layer alone, with nan."""
     texts, owner = texts_of(pictures)
@@ -124,9 +124,8 @@ def try_layers(kept: TextStates, pictures: Sequence[NamedPicture], features: Ten
 
 
 def score_queries(kept: TextStates, asked: TextStates, queries: Sequence[KnowledgeQuery],
-                  pictures: Sequence[NamedPicture],
-                  features: Tensor, training: Training, retrieval_dim: int, layer: int, place: str = "[RET]",
-                  seeds: Iterable[int] = (0,)) -> list[np.ndarray]:
+                  pictures: Sequence[NamedPicture], features: Tensor, training: Training, retrieval_dim: int,
+                  layer: int, place: str = "[RET]", seeds: Iterable[int] = (0,)) -> list[np.ndarray]:
     """Scores (Q, N) of queries by maps trained with each of some seeds."""
     texts = named_texts(kept, pictures, place, layer)
     states = asked.at(place, layer)[asked.rows([query.text for query in queries])]

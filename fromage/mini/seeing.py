@@ -143,8 +143,7 @@ def settle_norms(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int = 
 
 # %% ../../nbs/mini/05_seeing.ipynb #265940a3
 def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
-                   n_scenes: int,
-                   batch_size: int = 256, peak: float = 2e-3, every: int = 50,
+                   n_scenes: int, batch_size: int = 256, peak: float = 2e-3, every: int = 50,
                    report: Callable[[str], None] = print) -> SeeingLog:
     """Contrastive training on `n_scenes` pictures of the training split,
     with a freshly written caption each time."""

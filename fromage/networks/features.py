@@ -27,8 +27,8 @@ from torch import Tensor
 from ..core.boundaries import TextColumn, boundary, check_shape, read_json
 from ..core.config import resolve_path
 from ..core.folders import locked
-from ..core.records import (atomic_path, find_damage, hash_value, portable_path, progress, sum_blocks,
-                                  write_json)
+from ..core.progress import progress
+from ..core.records import atomic_path, find_damage, hash_value, portable_path, sum_blocks, write_json
 from ..data.sources import BadImage, CaptionedImage, CaptionSource, Problems, decode_image, sum_examples
 from .backbones import VisionTower
 

@@ -66,8 +66,7 @@ def render_if_mini(path: str) -> None:
 
 
 def open_split(config: Config, split: str, captions: str | None = None, form: str | None = None,
-               images: str | None = None,
-               apart: bool = True) -> CaptionSource:
+               images: str | None = None, apart: bool = True) -> CaptionSource:
     """The captioned images of `train` or `validation`, or others in their place;
     `apart` False: no training reads them."""
     if split not in ("train", "validation"):

@@ -64,8 +64,7 @@ class FrozenCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, ret: Tensor, vocabulary: FrozenVocabulary, targets: Tensor,
-                rows: Tensor,
-                chunk: int) -> Tensor:
+                rows: Tensor, chunk: int) -> Tensor:
         """Targets (T,) are ids behind the states `rows` (T,).
         Gradients are made here, `chunk` states at a time."""
         needs_states, needs_ret = ctx.needs_input_grad[:2]

@@ -55,8 +55,7 @@ def make_dialogue(seed: int, rounds: int, candidates: int, words: int,
 
 # %% ../../nbs/released/01_candidates.ipynb #3d21be9d
 def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 100, repeated: float = 0.0,
-                 turns: int = 1,
-                 words: int = 4, seed: int = 0) -> pd.DataFrame:
+                 turns: int = 1, words: int = 4, seed: int = 0) -> pd.DataFrame:
     """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`;
     the first turn counts too.
 

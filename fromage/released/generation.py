@@ -54,8 +54,7 @@ def random_prompts(model: Fromage, count: int, length: int, seed: int) -> list[P
 
 
 def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, new_tokens: int = 64,
-                    rounds: int = 2,
-                    plain_prompts: int = 2, seed: int = 0) -> pd.DataFrame:
+                    rounds: int = 2, plain_prompts: int = 2, seed: int = 0) -> pd.DataFrame:
     """One line a round: tokens per second of the plain loop, ours with one prompt and with all,
     and both speed-ups."""
     if shape not in SHAPES:

@@ -92,8 +92,7 @@ def load_first_stories(path: str | Path, images: str | Path, order: str,
 
 
 def race_stories(model: Fromage, tower: VisionTower, path: str | Path, images: str | Path,
-                 protocol: str = "published",
-                 count: int = 40, rounds: int = 3) -> pd.DataFrame:
+                 protocol: str = "published", count: int = 40, rounds: int = 3) -> pd.DataFrame:
     """Seconds of both over `count` stories in every context behind a turn that does not count,
     and the largest difference."""
     rules = find_protocol(protocol)

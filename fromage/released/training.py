@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core.config import Training
 from ..model.losses import CaptionBatch, make_batch
 from ..model.model import Fromage, trained_parameters
-from ..model.training import StepLosses, make_optimizer, train_step
+from ..model.steps import StepLosses, make_optimizer, train_step
 from ..networks.stand_ins import stand_in_language_model
 
 # %% ../../nbs/released/00_training.ipynb #afa0d391
@@ -98,8 +98,7 @@ def plain_optimizer(plain: PlainModel, training: Training) -> torch.optim.AdamW:
 
 
 def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool,
-               training: Training,
-               max_tokens: int = 24) -> StepLosses:
+               training: Training, max_tokens: int = 24) -> StepLosses:
     """One published optimiser step: every caption padded to `max_tokens`."""
     ids = F.pad(batch.ids, (0, max_tokens - batch.ids.shape[1]))
     optimizer.zero_grad()

@@ -76,8 +76,7 @@ def draw_choices(rng: np.random.Generator, shares: Sequence[float], spread: floa
 
 
 def power(shares: Sequence[float], items: int, ratings: int, spread: float = 0.5, studies: int = 500,
-          level: float = 0.05,
-          seed: int = 0) -> float:
+          level: float = 0.05, seed: int = 0) -> float:
     """Percentage of simulated studies that find the first two systems different."""
     if min(shares) <= 0 or len(shares) < 2 or items < 2 or ratings < 1:
         raise ValueError(f"shares = {shares}, items = {items}, ratings = {ratings}: allowed are shares "
@@ -100,8 +99,7 @@ def planned_shares(difference: float, systems: int) -> list[float]:
 
 
 def power_lines(shares: Sequence[float], items: Sequence[int] = (24, 48, 96, 192),
-                ratings: Sequence[int] = (1, 3, 5, 9),
-                seed: int = 0) -> tuple[list[str], list[list[str]]]:
+                ratings: Sequence[int] = (1, 3, 5, 9), seed: int = 0) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of power: items in rows, ratings per item in columns."""
     lines = [[f"{many} items", *(f"{power(shares, many, each, seed=seed):.0f}" for each in ratings)]
              for many in items]

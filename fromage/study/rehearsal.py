@@ -85,8 +85,7 @@ def simulate_ratings(study: Study, key: Key, taste: Taste, folder: str | Path, c
 
 
 def choose(rng: np.random.Generator, study: Study, about: Mapping, options: Sequence[str], taste: Taste,
-           criterion: str,
-           extra: np.ndarray) -> str:
+           criterion: str, extra: np.ndarray) -> str:
     """The option that a rater takes."""
     systems = list(study.specification.systems)
     if about["right"] is not None:

@@ -20,9 +20,10 @@ from ..mini.language import caption
 from ..mini.world import Scene
 from ..model.generation import generate_ids, stop_ids
 from ..model.interleaving import log_likelihoods
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, build_prompt
 from ..model.retrieval import embed_queries
+from ..model.tokens import RET
 from ..vist.controls import PRIOR, prior_queries
 
 # %% ../../nbs/truth/04_captions.ipynb #ca971005

@@ -17,9 +17,10 @@ import torch
 from ..core.metrics import Estimate, bootstrap
 from ..mini.language import on_ground, with_article
 from ..mini.world import COLOURS, GROUNDS, KINDS, STYLES, Scene, Thing
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.retrieval import build_index, embed_queries
+from ..model.tokens import RET
 
 # %% ../../nbs/truth/02_changes.ipynb #c4a90005
 STYLE_WORDS = {"drawing": "as a pencil drawing", "photo": "as a photo"}

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..core.metrics import Comparison, Estimate, bootstrap, paired_difference
 from ..mini.world import STYLES, Scene
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.retrieval import ImageIndex, build_index, embed_queries
+from ..model.tokens import RET
 from ..networks.backbones import VisionTower
 from .changes import ChangeOrder, chance_of_changes, judge_changes
 
@@ -37,8 +38,7 @@ def other_style(scene: Scene) -> str:
 
 @torch.no_grad()
 def composition_queries(model: Fromage, tower: VisionTower, scenes: Sequence[Scene], features: np.ndarray,
-                        clip: Tensor,
-                        orders: Sequence[ChangeOrder]) -> dict[str, tuple[Tensor, bool]]:
+                        clip: Tensor, orders: Sequence[ChangeOrder]) -> dict[str, tuple[Tensor, bool]]:
     """Way -> queries of all orders, and whether they search CLIP's space.
 
     Features (N, V) and CLIP embeddings (N, P) are those of all images."""

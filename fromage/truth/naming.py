@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core.metrics import Estimate, bootstrap
-from ..core.records import progress
+from ..core.progress import progress
 from ..mini.documents import NAMES
 from ..mini.world import KINDS, Scene, draw_scene, sample_scene
 from ..model.model import Fromage

@@ -18,15 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.config import Config, change
+from ..core.config import Config
 from ..core.metrics import Estimate, bootstrap
+from ..core.presets import change
 from ..mini.language import caption
 from ..mini.world import Scene
 from ..model.checkpoint import load_model, new_model
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import Piece, build_prompt
 from ..model.retrieval import build_index, embed_queries
-from ..model.training import fit, make_pairs
+from ..model.steps import make_pairs
+from ..model.tokens import RET
+from ..model.training import fit
 from ..networks.backbones import VisionTower
 from ..networks.splits import Split
 from .changes import ChangeOrder, judge_changes

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.journals import Journal
 from ..core.metrics import Estimate, bootstrap, compare_pairs, hits, ndcg, ranks, reciprocal_ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..model.model import Fromage
 from ..model.prompts import Prompt, build_prompt, continue_text, show_prompt
 from ..model.scoring import ReadPrompt, sum_log_probabilities
@@ -162,8 +162,7 @@ def check_answered(found: DialogueSet) -> None:
 
 # %% ../../nbs/visdial/01_answers.ipynb #17d8da3a
 def score_answers(model: Fromage, dialogues: Sequence[VisualDialogue], squashed: FeatureStore,
-                  cropped: FeatureStore,
-                  journal: Journal, tokens_per_pass: int = 1024) -> np.ndarray:
+                  cropped: FeatureStore, journal: Journal, tokens_per_pass: int = 1024) -> np.ndarray:
     """Sums (N, rounds, beginnings, parts, 100) of dialogues whose images both stores hold, in order;
     continues a journal."""
     scorer = AnswerScorer(model, tokens_per_pass)
@@ -236,8 +235,7 @@ def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0,
 
 # %% ../../nbs/visdial/01_answers.ipynb #72664bc1
 def compare_protocols(sums: np.ndarray, dialogues: Sequence[VisualDialogue], found: DialogueSet,
-                      seed: int = 0,
-                      samples: int = 2000) -> dict[str, dict]:
+                      seed: int = 0, samples: int = 2000) -> dict[str, dict]:
     """For every variant its metrics, and each metric's difference from `corrected`
     with Holm's p-values over the variants."""
     values = {name: answer_values(choose_scores(sums, each), dialogues, found, each)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference, reciprocal_ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..model.model import Fromage
 from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number
 from .dialogues import VisualDialogue, DialogueSet
@@ -29,8 +29,7 @@ REPLACEMENTS = (NOTHING, OTHER, CAPTION_WORDS)
 
 
 def score_places(model: Fromage, dialogues: Sequence[VisualDialogue], others: Sequence[Tensor],
-                 journal: Journal,
-                 tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
+                 journal: Journal, tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
     """Scores (N, rounds, 100) with each of `PLACES` in the image's place;
     others: another image's features (V,)."""
     scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.beginning,))

@@ -46,8 +46,7 @@ class VisdialFiles:
 
 
 def visdial_files(preset: str, dialogues: str | None = None, dense: str | None = None,
-                  images: str | None = None,
-                  output: str | None = None) -> VisdialFiles:
+                  images: str | None = None, output: str | None = None) -> VisdialFiles:
     """The files given, and the preset's for those that are None or empty."""
     if preset == "mini":
         world = WorldPaths(resolve_path(WORLD))

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import Estimate, bootstrap, hits, ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..data.sources import CaptionSource, decode_image
-from ..model.model import RET, Fromage, hidden_states, needs_all_layers, project_images, project_text
+from ..model.model import Fromage, hidden_states, needs_all_layers, project_images, project_text
 from ..model.prompts import Prompt
 from ..model.retrieval import embed_queries
 from ..model.scoring import ReadPrompt, grow_tree, run_tree
+from ..model.tokens import RET
 from ..networks.backbones import VisionTower
 from .dialogues import ROUNDS, VisualDialogue
 

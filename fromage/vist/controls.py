@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import retrieval_estimates
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import embed_queries
+from ..model.tokens import RET
 from ..networks.backbones import VisionTower
 from .retrieval import (ALL_BUT_LAST, Context, ProjectedTower, StorySet, clip_queries,
                                     compare_rows,

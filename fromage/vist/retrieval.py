@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..core.metrics import compare_pairs, hits, ranks
 from ..core.records import load_record
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.retrieval import embed_queries
+from ..model.tokens import RET
 from ..networks.backbones import VisionTower, load_vision_tower
 from ..networks.features import FeatureStore
 from ..networks.splits import open_store
@@ -105,8 +106,7 @@ def choose_stories(file: StoryFile, ids: Sequence[str], features: np.ndarray,
 
 
 def load_stories(path: str | Path, images: str | Path, protocol: str, tower: VisionTower,
-                 features: str | Path,
-                 limit: int | None = None) -> tuple[StorySet, FeatureStore]:
+                 features: str | Path, limit: int | None = None) -> tuple[StorySet, FeatureStore]:
     """Stories under a protocol, with features extracted on first use into a folder below `features`."""
     rules = find_protocol(protocol)
     file = read_stories(path, rules.order)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ..core.boundaries import read_as
 from ..core.config import Section, resolve_path
-from ..core.records import progress, write_text
+from ..core.progress import progress
+from ..core.records import write_text
 from ..model.generation import Decoding, Reply, generate
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import Piece, build_prompt, show_prompt
+from ..model.tokens import RET
 from .retrieval import StorySet
 from .stories import STORY_LENGTH, VistStory
 
