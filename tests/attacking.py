@@ -405,7 +405,7 @@ class PatchTower:
 
     def preprocess(self, image: Any, squash: bool = False) -> torch.Tensor:
         """Pixels (3, 8, 8)."""
-        from fromage.networks.backbones import preprocess_image
+        from fromage.networks.towers import preprocess_image
         return preprocess_image(image, self.image_size, (0, 0, 0), (1, 1, 1), squash=squash)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ FILES = ("features.npy", "rows.jsonl", "offsets.npy", "manifest.json")
 PROGRAM = """
 import sys, time
 import torch
-from fromage.networks.backbones import preprocess_image
 from fromage.networks.features import extract_features
+from fromage.networks.towers import preprocess_image
 from fromage.data.sources import ImageFolder
 
 class SlowTower:

@@ -26,8 +26,8 @@ from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.steps import FeaturePairs
 from ..model.training import embed_pairs
-from ..networks.backbones import VisionTower
 from ..networks.splits import open_store, render_if_mini
+from ..networks.towers import VisionTower
 from ..truth.naming import naming_hits
 from ..visdial.answers import LENGTH_SUMS, ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
 from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues

@@ -20,8 +20,10 @@ from transformers import AutoModelForCausalLM
 from ..core.config import Config, resolve_path
 from ..core.folders import locked
 from ..core.records import write_json
-from ..mini.reading import STARTS, new_language_model, pretrain_language_model, save_language_model
-from ..networks.backbones import load_language_model, load_vision_tower
+from ..mini.pretraining import STARTS, pretrain_language_model, save_language_model
+from ..mini.reading import new_language_model
+from ..networks.backbones import load_language_model
+from ..networks.towers import load_vision_tower
 
 # %% ../../nbs/ablation/01_networks.ipynb #45d4f88d
 def write_random_language_model(config: Config, folder: Path, seed: int) -> None:

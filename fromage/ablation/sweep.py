@@ -33,8 +33,8 @@ from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
 from ..model.steps import FeaturePairs, make_pairs
 from ..model.training import fit
-from ..networks.backbones import VisionTower, load_vision_tower
 from ..networks.splits import load_split
+from ..networks.towers import VisionTower, load_vision_tower
 
 # %% ../../nbs/ablation/03_sweep.ipynb #a91c04a7
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from ..core.records import to_plain
 from ..core.tensors import CheckpointError, keep_earlier, load_newest, load_tensors, save_tensors
 from .conformance import check_model
 from .model import Fromage, trained_parameters
-from ..networks.backbones import VisionTower, load_language_model, load_vision_tower
+from ..networks.backbones import load_language_model
+from ..networks.towers import VisionTower, load_vision_tower
 
 # %% ../../nbs/model/10_checkpoint.ipynb #4ed5c9a6
 SHARED_NAME = "model.safetensors"  # a checkpoint in a folder that is shared, as model.hub writes it

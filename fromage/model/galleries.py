@@ -21,8 +21,8 @@ from ..data.sources import ImageFolder
 from .checkpoint import Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery, load_tower
 from .model import TwoLayerMap
 from .retrieval import ImageIndex, index_features
-from ..networks.backbones import VisionTower
 from ..networks.splits import open_store
+from ..networks.towers import VisionTower
 
 # %% ../../nbs/model/13_galleries.ipynb #ee424b44
 def image_map_of(checkpoint: Checkpoint) -> nn.Module:

@@ -21,7 +21,7 @@ from ..core.records import atomic_path, write_json
 from ..core.tensors import CheckpointError
 from .checkpoint import RELEASED_NAMES
 from .model import Fromage, trained_parameters
-from ..networks.backbones import RELEASED_TOWERS
+from ..networks.towers import RELEASED_TOWERS
 
 # %% ../../nbs/model/15_release.ipynb #47000006
 def released_tower_name(backbones: Backbones) -> str:

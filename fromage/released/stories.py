@@ -17,8 +17,8 @@ from torch import Tensor
 from ..data.captions import read_local
 from ..data.sources import BadImage, decode_image
 from ..model.model import Fromage, project_images
-from ..networks.backbones import VisionTower
 from ..networks.features import extract_features
+from ..networks.towers import VisionTower
 from .training import race
 from ..vist.retrieval import CONTEXTS, Context, choose_stories, embed_contexts, find_protocol
 from ..vist.stories import VistStory, StoryFile, StoryImages, read_stories

@@ -29,8 +29,8 @@ from ..mini.world import COLOURS, KINDS, Scene, Thing, scene_from_truth
 from ..model.generation import generate_captions, generate_ids, stop_ids
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..networks.backbones import VisionTower
 from ..networks.splits import open_store
+from ..networks.towers import VisionTower
 from ..visdial.dialogues import ROUNDS, DialogueImages, read_dialogues
 from ..visdial.search import (clip_dialogues, clip_pictures, embed_pictures, embed_together,
                                     search_ranks, search_text)

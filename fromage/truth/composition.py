@@ -20,7 +20,7 @@ from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.retrieval import ImageIndex, build_index, embed_queries
 from ..model.tokens import RET
-from ..networks.backbones import VisionTower
+from ..networks.towers import VisionTower
 from .changes import ChangeOrder, chance_of_changes, judge_changes
 
 # %% ../../nbs/truth/05_composition.ipynb #8570d275

@@ -21,7 +21,7 @@ from ..mini.world import KINDS, Scene, draw_scene, sample_scene
 from ..model.model import Fromage
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.scoring import score
-from ..networks.backbones import VisionTower
+from ..networks.towers import VisionTower
 
 # %% ../../nbs/truth/01_naming.ipynb #110f9198
 WORDINGS = ("as captions", "as read")

@@ -30,8 +30,8 @@ from ..model.retrieval import build_index, embed_queries
 from ..model.steps import make_pairs
 from ..model.tokens import RET
 from ..model.training import fit
-from ..networks.backbones import VisionTower
 from ..networks.splits import Split
+from ..networks.towers import VisionTower
 from .changes import ChangeOrder, judge_changes
 from .claims import Truth
 from .composition import describe_scene, other_style

@@ -25,9 +25,9 @@ from ..core.records import hash_value
 from ..data.sources import CaptionSource
 from ..mini.rendering import WorldPaths
 from ..model.model import Fromage
-from ..networks.backbones import VisionTower
 from ..networks.features import FeatureStore
 from ..networks.splits import WORLD, open_store
+from ..networks.towers import VisionTower
 from .answers import score_answers
 from .controls import score_places
 from .dialogues import DialogueSet, VisualDialogue

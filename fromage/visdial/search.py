@@ -22,7 +22,7 @@ from ..model.prompts import Prompt
 from ..model.retrieval import embed_queries
 from ..model.scoring import ReadPrompt, grow_tree, run_tree
 from ..model.tokens import RET
-from ..networks.backbones import VisionTower
+from ..networks.towers import VisionTower
 from .dialogues import ROUNDS, VisualDialogue
 
 # %% ../../nbs/visdial/02_search.ipynb #d158a7b7

@@ -21,7 +21,7 @@ from ..model.model import Fromage, project_images
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import embed_queries
 from ..model.tokens import RET
-from ..networks.backbones import VisionTower
+from ..networks.towers import VisionTower
 from .retrieval import (ALL_BUT_LAST, Context, ProjectedTower, StorySet, clip_queries,
                                     compare_rows,
                                     context_prompt, load_stories, rank_all, row_name, story_ranks)

@@ -25,9 +25,9 @@ from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.retrieval import embed_queries
 from ..model.tokens import RET
-from ..networks.backbones import VisionTower, load_vision_tower
 from ..networks.features import FeatureStore
 from ..networks.splits import open_store
+from ..networks.towers import VisionTower, load_vision_tower
 from .stories import STORY_LENGTH, VistStory, StoryFile, StoryImages, read_stories
 
 # %% ../../nbs/vist/01_retrieval.ipynb #76b0df04
