@@ -361,7 +361,8 @@ def store_targets(place: Path) -> Iterator[Target]:
     from fromage.model.model import Fromage
     from fromage.model.retrieval import ImageIndex
     from fromage.data.sources import ImageFolder
-    from fromage.networks.features import extract_features, open_features
+    from fromage.networks.features import extract_features
+    from fromage.networks.stores import open_features
     from fromage.networks.stand_ins import stand_in_language_model
 
     (place / "photos").mkdir()

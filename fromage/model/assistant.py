@@ -21,7 +21,8 @@ from .model import Fromage
 from .prompts import Piece, build_prompt
 from .retrieval import ImageIndex, embed_queries, index_features
 from .tokens import RET
-from ..networks.features import FeatureStore, extract_features
+from ..networks.features import extract_features
+from ..networks.stores import FeatureStore
 from ..networks.towers import VisionTower
 
 # %% ../../nbs/model/14_assistant.ipynb #3922fc4b

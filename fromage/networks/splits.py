@@ -19,7 +19,8 @@ from ..data.captions import open_captions
 from ..data.layouts import list_shards
 from ..data.sources import CaptionSource, decode_image, sum_examples
 from ..mini.rendering import ensure_world
-from .features import FeatureStore, StoreError, describe_store, extract_features, read_manifest
+from .features import describe_store, extract_features
+from .stores import FeatureStore, StoreError, read_manifest
 from .towers import VisionTower
 
 # %% ../../nbs/networks/05_splits.ipynb #3e5b0a01

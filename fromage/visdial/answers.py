@@ -24,7 +24,7 @@ from ..core.progress import progress
 from ..model.model import Fromage
 from ..model.prompts import Prompt, build_prompt, continue_text, show_prompt
 from ..model.scoring import ReadPrompt, sum_log_probabilities
-from ..networks.features import FeatureStore
+from ..networks.stores import FeatureStore
 from .dialogues import OPTIONS, ROUNDS, VisualDialogue, DialogueSet
 
 # %% ../../nbs/visdial/01_answers.ipynb #d5bbdc48

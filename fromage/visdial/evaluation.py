@@ -25,8 +25,8 @@ from ..core.records import hash_value
 from ..data.sources import CaptionSource
 from ..mini.rendering import WorldPaths
 from ..model.model import Fromage
-from ..networks.features import FeatureStore
 from ..networks.splits import WORLD, open_store
+from ..networks.stores import FeatureStore
 from ..networks.towers import VisionTower
 from .answers import score_answers
 from .controls import score_places

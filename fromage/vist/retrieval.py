@@ -25,8 +25,8 @@ from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.retrieval import embed_queries
 from ..model.tokens import RET
-from ..networks.features import FeatureStore
 from ..networks.splits import open_store
+from ..networks.stores import FeatureStore
 from ..networks.towers import VisionTower, load_vision_tower
 from .stories import STORY_LENGTH, VistStory, StoryFile, StoryImages, read_stories
 
