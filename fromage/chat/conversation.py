@@ -148,27 +148,30 @@ class Conversation:
         return self.features[picture.data]
 
     def prompt(self, dialogue: Dialogue, room: int, bare: bool = False) -> tuple[Prompt, int]:
-        """The prompt of a dialogue that leaves `room` tokens for the reply, and how many exchanges it leaves out."""
+        """The prompt that leaves `room` tokens for the reply, and how many exchanges it leaves out."""
         model = self.assistant.model
         limit = (longest_text(model.language_config) or 1 << 30) - room
 
         def build(pieces: list[str | Picture]) -> Prompt:
-            ending = [""] * isinstance(pieces[-1], Picture)  # a text begins behind a last picture, as captions do
+            # a text begins behind a last picture, as captions do
+            ending = [""] * isinstance(pieces[-1], Picture)
             parts = [piece if isinstance(piece, str) else self.encode(piece) for piece in (*pieces, *ending)]
             return build_prompt(model, parts)
 
         first = fit_context(dialogue, lambda pieces: len(build(pieces).ids), limit, bare)
         return build(prompt_pieces(dialogue, first, bare)), first
 
-    def respond(self, dialogue: Dialogue, decoding: Decoding = Decoding(), teller: ChoosesPicture | None = None,
-                mode: str | None = None) -> Dialogue:
-        """The dialogue with an answer to its last question, in one of the `MODES`; None for template and decoding alone."""
+    def respond(self, dialogue: Dialogue, decoding: Decoding = Decoding(),
+                teller: ChoosesPicture | None = None, mode: str | None = None) -> Dialogue:
+        """The dialogue with an answer to its last question, in one of the `MODES`;
+        None for template and decoding alone."""
         if not dialogue.waiting:
             raise DialogueError("There is no question to answer.")
         decoding = decode_mode(decoding, mode, bare := wants_picture(self, dialogue, mode))
         prompt, _ = self.prompt(dialogue, decoding.max_new_tokens, bare)
         decoding = replace(decoding, seed=decoding.seed + dialogue.exchanges[-1].attempt)
-        index, shown = self.gallery and self.gallery.index, seen_rows(dialogue)
+        index = self.gallery and self.gallery.index
+        shown = seen_rows(dialogue)
         known: dict[int, str | Picture] = {}
 
         def listen(row: int, reply: Reply) -> bool | None:
@@ -176,7 +179,8 @@ class Conversation:
             return teller(pieces, steps_of(self.assistant, reply)) if teller else None
 
         found, = answer(self.assistant.model, [prompt], index, decoding, listen, [shown])
-        return give_answer(dialogue, show_images(self.gallery, found.pieces, known), steps_of(self.assistant, found.reply))
+        return give_answer(dialogue, show_images(self.gallery, found.pieces, known),
+                           steps_of(self.assistant, found.reply))
 
 # %% ../../nbs/chat/03_conversation.ipynb #c4020004
 def wants_picture(conversation: Conversation, dialogue: Dialogue, mode: str | None) -> bool:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
-           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'sum_examples',
-           'read_limited', 'read_image', 'resolve_inside', 'read_inside', 'list_files', 'describe_file',
-           'describe_files', 'ImageFolder']
+           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'load_example', 'hash_lines',
+           'CaptionSource', 'sum_examples', 'read_limited', 'read_image', 'resolve_inside', 'read_inside', 'list_files',
+           'describe_file', 'describe_files', 'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
@@ -17,6 +17,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,14 +128,31 @@ def check_there(form: str, *places: Path | None) -> None:
     if missing := next((place for place in places if place and not place.exists()), None):
         raise FileNotFoundError(f"{missing}: no such file or folder; it was to be read as form = {form!r}")
 
+# %% ../../nbs/data/00_sources.ipynb #4aa941e2
+def load_example(found: Found, needs_caption: bool) -> CaptionedImage:
+    """The example itself; BadExample where it cannot be read, or lacks the caption that it needs."""
+    caption, data = found.load()
+    if needs_caption and not caption:
+        raise BadExample("empty caption")
+    return CaptionedImage(found.id, caption, data)
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """SHA-256 over lines, in hex."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
 # %% ../../nbs/data/00_sources.ipynb #4aa941e3
 class CaptionSource:
-    """Iterates over captioned images in a fixed order; `problems` counts what the latest pass could not use."""
+    """Iterates over captioned images in a fixed order; `problems` counts what could not be used."""
     form: str
     needs_caption = True
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
-        self.path, self.images = resolve_path(path), images and resolve_path(images)
+        self.path = resolve_path(path)
+        self.images = images and resolve_path(images)
         self.problems = Problems()
         check_there(self.form, self.path, self.images)
 
@@ -148,28 +166,25 @@ class CaptionSource:
 
     @property
     def key(self) -> str:
-        """SHA-256 that changes with the format and the names, sizes and times of change of the files read, in hex."""
-        digest = hashlib.sha256(f"{self.form}\n".encode())
-        for line in self.describe():
-            digest.update(f"{line}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """SHA-256, in hex, over the format and the names, sizes and times of change of the files read."""
+        return hash_lines(chain([self.form], self.describe()))
 
     def read(self, after: Problems | None = None) -> Iterator[CaptionedImage]:
-        """The examples, or those behind `after`; `problems.n_total` is the position, also of the example just given."""
-        start, self.problems = after.n_total if after else 0, copy.deepcopy(after or Problems())
-        self.problems.n_total, said = 0, False
+        """The examples, or those behind `after`; `problems.n_total` is the place of the one just given."""
+        start = after.n_total if after else 0
+        self.problems = copy.deepcopy(after or Problems())
+        self.problems.n_total = 0
+        said = False
         for found in self.find():
             self.problems.n_total += found.count
             if self.problems.n_total <= start:
                 continue
             try:
-                caption, data = found.load()
-                if self.needs_caption and not caption:
-                    raise BadExample("empty caption")
+                example = load_example(found, self.needs_caption)
             except BadExample as problem:
                 self.problems.add(str(problem), found.id, found.count)
             else:
-                yield CaptionedImage(found.id, caption, data)
+                yield example
             said = said or self.problems.n_total >= Problems.FIRST_LOOK and self.problems.warn(self.path)
         if not said:
             self.problems.warn(self.path)

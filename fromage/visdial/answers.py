@@ -89,25 +89,30 @@ def question_text(dialogue: VisualDialogue, at: int) -> str:
 
 # %% ../../nbs/visdial/01_answers.ipynb #6143e9d7
 class AnswerScorer:
-    """Scores all candidates of a dialogue from some beginnings; each thing in the image's place keeps a context of its own."""
+    """Scores all candidates of a dialogue from some beginnings; each place of an image keeps its context."""
 
-    def __init__(self, model: Fromage, tokens_per_pass: int = 1024, beginnings: Sequence[Beginning] = BEGINNINGS):
-        self.model, self.tokens_per_pass, self.beginnings = model, tokens_per_pass, beginnings
+    def __init__(self, model: Fromage, tokens_per_pass: int = 1024,
+                 beginnings: Sequence[Beginning] = BEGINNINGS):
+        self.model = model
+        self.tokens_per_pass = tokens_per_pass
+        self.beginnings = beginnings
         self.contexts: dict[int, ReadPrompt] = {}
 
     def split(self, text: str, option: str, beginning: Beginning) -> tuple[list[int], list[int]]:
         """The ids of the text's last line before a candidate, and the candidate's, with such a beginning."""
-        vocabulary, line = self.model.vocabulary, text[text.rfind("\n") + 1:]
+        vocabulary = self.model.vocabulary
+        line = text[text.rfind("\n") + 1:]
         if beginning.boundary:
-            before, behind = vocabulary.encode(line, bos=False), vocabulary.encode(option, bos=False)
+            before, behind = (vocabulary.encode(part, bos=False) for part in (line, option))
         else:
             before, behind = continue_text(vocabulary, line, option)
         return before, [vocabulary.bos_id, *behind] if beginning.extra_bos else behind
 
-    def score_round(self, text: str, options: Sequence[str], places: Sequence[Tensor | str | None]) -> np.ndarray:
+    def score_round(self, text: str, options: Sequence[str],
+                    places: Sequence[Tensor | str | None]) -> np.ndarray:
         """Sums and lengths (beginnings, parts, N) of candidates after each of the `places` and `text`.
 
-        In an image's place stands its features (V,), words, or nothing; parts as `part_number` counts, then the lengths."""
+        An image's place holds its features (V,), words, or nothing; `part_number` counts the parts."""
         encode = self.model.vocabulary.encode
         line = encode(text[text.rfind("\n") + 1:], bos=False)
         split = [self.split(text, option, beginning) for beginning in self.beginnings for option in options]
@@ -119,8 +124,10 @@ class AnswerScorer:
         sums[:, LENGTH_SUMS] = np.reshape([len(behind) for _, behind in split], (len(self.beginnings), -1))
         for number, place in enumerate(places):
             begin = Prompt([], []) if place is None else build_prompt(self.model, [place])
-            context = self.contexts.setdefault(number, ReadPrompt(self.model)).read(Prompt(begin.ids + ids, begin.features))
-            before_token, at_token = sum_log_probabilities(context, sequences, skips, (1, 0), self.tokens_per_pass)
+            reader = self.contexts.setdefault(number, ReadPrompt(self.model))
+            context = reader.read(Prompt(begin.ids + ids, begin.features))
+            before_token, at_token = sum_log_probabilities(context, sequences, skips, (1, 0),
+                                                           self.tokens_per_pass)
             sums[:, part_number(number)] = before_token.view(len(self.beginnings), -1).numpy()
             sums[:, part_number(number, next_token=False)] = at_token.view(len(self.beginnings), -1).numpy()
         return sums
