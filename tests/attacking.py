@@ -352,7 +352,7 @@ def study_targets(place: Path) -> Iterator[Target]:
 
 def store_targets(place: Path) -> Iterator[Target]:
     """Feature stores, indexes, checkpoints, states, journals and records."""
-    from fromage.core.config import change, get_preset
+    from fromage.core.presets import change, get_preset
     from fromage.core.journals import Journal
     from fromage.core.records import load_record, start_record
     from fromage.core.tensors import load_newest, save_tensors
@@ -361,7 +361,8 @@ def store_targets(place: Path) -> Iterator[Target]:
     from fromage.model.model import Fromage
     from fromage.model.retrieval import ImageIndex
     from fromage.data.sources import ImageFolder
-    from fromage.networks.features import extract_features, open_features
+    from fromage.networks.features import extract_features
+    from fromage.networks.stores import open_features
     from fromage.networks.stand_ins import stand_in_language_model
 
     (place / "photos").mkdir()
@@ -405,7 +406,7 @@ class PatchTower:
 
     def preprocess(self, image: Any, squash: bool = False) -> torch.Tensor:
         """Pixels (3, 8, 8)."""
-        from fromage.networks.backbones import preprocess_image
+        from fromage.networks.towers import preprocess_image
         return preprocess_image(image, self.image_size, (0, 0, 0), (1, 1, 1), squash=squash)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -417,9 +418,10 @@ def release_targets(place: Path) -> Iterator[Target]:
     """The released format, dialogues, and a language model's own files."""
     import pickle
 
-    from fromage.chat.dialogue import Dialogue, ask, export_json, give_answer, import_json
+    from fromage.chat.dialogue import Dialogue, ask, give_answer
+    from fromage.chat.transcripts import export_json, import_json
     from fromage.chat.pictures import read_picture
-    from fromage.core.config import change, get_preset
+    from fromage.core.presets import change, get_preset
     from fromage.model.checkpoint import load_released, load_released_gallery
     from fromage.model.model import Fromage
     from fromage.model.release import save_released

@@ -370,7 +370,7 @@ def orphans(notebooks: Sequence[Notebook], modules: Iterable[str]) -> list[str]:
 MACHINE_PATH = re.compile("(?<![\\w.:/~$}])/" + "(root|home|Users|work|mnt|opt|tmp)" + "/[\\w.]")
 REGISTRY = re.compile("|".join(["pypi" + r"\.org", "python" + r"hosted\.org", "anaconda" + r"\.org", "extra-" + "index-url"]))
 UNSAFE = re.compile(r"\b(pickle\.loads?|Unpickler|torch\.load|allow_pickle=True|trust_remote_code=True)\b")
-IMPORTERS = {"nbs/model/09_checkpoint.ipynb", "fromage/model/checkpoint.py", "tests/house_rules.py"}
+IMPORTERS = {"nbs/model/10_checkpoint.ipynb", "fromage/model/checkpoint.py", "tests/house_rules.py"}
 
 
 def portability(texts: dict[str, str]) -> list[str]:

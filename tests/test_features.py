@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from fromage.data.sources import ImageFolder
-from fromage.networks.features import StoreError, extract_features, open_features
+from fromage.networks.features import extract_features
+from fromage.networks.stores import StoreError, open_features
 
 FILES = ("features.npy", "rows.jsonl", "offsets.npy", "manifest.json")
 PROGRAM = """
 import sys, time
 import torch
-from fromage.networks.backbones import preprocess_image
 from fromage.networks.features import extract_features
+from fromage.networks.towers import preprocess_image
 from fromage.data.sources import ImageFolder
 
 class SlowTower:

@@ -20,7 +20,7 @@ from fromage.model.model import (embed_images, hidden_states, needs_all_layers, 
 from fromage.model.prompts import build_prompt, embed_prompt
 from fromage.model.release import save_released, save_released_gallery
 from fromage.model.retrieval import ImageIndex
-from fromage.model.training import make_optimizer, train_step
+from fromage.model.steps import make_optimizer, train_step
 from fromage.networks.backbones import load_language_model
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/expected.json"))

@@ -16,7 +16,7 @@ from fromage.model.generation import Decoding, check_room, generate, generate_ca
 from fromage.model.losses import make_batch
 from fromage.model.model import Fromage
 from fromage.model.prompts import Prompt, build_prompt
-from fromage.model.training import make_optimizer, train_step
+from fromage.model.steps import make_optimizer, train_step
 from fromage.networks.backbones import BackboneError, freeze, load_language_model
 from fromage.networks.demands import count_ids, longest_text
 from fromage.networks.stand_ins import stand_in_language_model, stand_in_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 
-from fromage.networks.backbones import preprocess_image
+from fromage.networks.towers import preprocess_image
 
 GOLDEN = Path(__file__).parent / "golden" / "opt_k1"
 

@@ -50,7 +50,7 @@ def test_every_notebook_and_module_has_its_place(site: Path) -> None:
 
 def test_a_page_is_readable(site: Path) -> None:
     """Formulas are drawn, code has its colours, directives are gone; the reports' questions are answered."""
-    losses = (site / "nbs/model/01_losses.html").read_text(encoding="utf-8")
+    losses = (site / "nbs/model/02_losses.html").read_text(encoding="utf-8")
     assert 'class="formula"' in losses and 'class="kn"' in losses and "#| export" not in losses and "default_exp" not in losses
     told = (site / "reports/index.html").read_text(encoding="utf-8")
     assert told.count("<strong>") >= len(list((ROOT / "reports").glob("*.json")))

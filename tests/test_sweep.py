@@ -11,7 +11,7 @@ import pytest
 import fromage.ablation.sweep as sweeping
 from fromage.ablation.measurements import Amounts, Items, Sources
 from fromage.ablation.sweep import Setting, Task, done, paths_of, plan, sweep
-from fromage.core.config import MINI, change
+from fromage.core.presets import MINI, change
 from fromage.model.model import Fromage
 
 CHOSEN = {"baseline": {}, "no [RET]": {"ret": "none"}}

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fromage.core.config import MINI, Training, change
+from fromage.core.config import Training
 from fromage.core.folders import FolderHeld
+from fromage.core.presets import MINI, change
 from fromage.core.tensors import load_tensors
 from fromage.model.checkpoint import new_model
 from fromage.model.losses import make_batch
 from fromage.model.model import Fromage, trained_parameters
-from fromage.model.training import fit, make_optimizer, make_pairs, train_step
+from fromage.model.steps import make_optimizer, make_pairs, train_step
+from fromage.model.training import fit
 from fromage.networks.stand_ins import ARCHITECTURES, stand_in_language_model
 
 CAPTIONS = ["a red car", "the old man in the house", "a cat .", "a blue river and the green grass"]

@@ -37,30 +37,38 @@ def collect(outcomes: Sequence[Outcome], which: int = 0) -> dict[str, dict[str, 
         for metric, items in (own[0].measured[which] if own else {}).items():
             values = np.array([outcome.measured[which][metric].values for outcome in own], float)
             groups = tuple(items.groups or range(len(items.values)))
-            table.setdefault(name, {})[metric] = Sample(values, tuple(outcome.seed for outcome in own), groups)
+            table.setdefault(name, {})[metric] = Sample(values, tuple(outcome.seed for outcome in own),
+                                                        groups)
     return table
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #83a881a7
 @lru_cache(maxsize=16)
 def draw_counts(count: int, samples: int, seed: int) -> np.ndarray:
-    """How often each of `count` things is drawn, in `samples` draws of `count` with replacement: (samples, count)."""
-    return np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), samples).astype(np.float32)
+    """How often each of `count` things is drawn, in `samples` draws of `count` with
+    replacement: (samples, count)."""
+    return np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count),
+                                                            samples).astype(np.float32)
 
 
 def resample(values: np.ndarray, groups: Sequence, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """Means (samples,) of values (S, n) with seeds and groups drawn."""
     numbers = group_numbers(groups, values.shape[1])
-    sums, sizes = np.array([np.bincount(numbers, row) for row in values]), np.bincount(numbers)
-    items, seeds = draw_counts(len(sizes), samples, seed), draw_counts(len(values), samples, seed + 1)
+    sums = np.array([np.bincount(numbers, row) for row in values])
+    sizes = np.bincount(numbers)
+    items = draw_counts(len(sizes), samples, seed)
+    seeds = draw_counts(len(values), samples, seed + 1)
     return ((items @ sums.T) * seeds).sum(1) / (len(values) * (items @ sizes))
 
 
 def estimate(values: np.ndarray, groups: Sequence, samples: int = 2000, seed: int = 0) -> Estimate:
-    """The mean of values (S, n) with its 95 % interval over seeds and items; ValueError where no item has a value."""
+    """The mean of values (S, n) with its 95 % interval over seeds and items;
+    ValueError where no item has a value."""
     used = ~np.isnan(values).any(0)
     if not used.any():
-        raise ValueError(f"none of {values.shape[1]} items has a value under all seeds: allowed is at least one")
-    kept, drawn = values[:, used], np.asarray(groups)[used]
+        raise ValueError(f"none of {values.shape[1]} items has a value under all seeds: allowed is at least "
+                         "one")
+    kept = values[:, used]
+    drawn = np.asarray(groups)[used]
     ends = interval_ends(len(np.unique(drawn)))
     low, high = np.quantile(resample(kept, drawn, samples, seed), ends)
     return Estimate(float(kept.mean()), float(low), float(high), int(used.sum()), values.shape[1])
@@ -80,12 +88,14 @@ def compare(a: Sample, b: Sample, samples: int = 2000, seed: int = 0) -> Differe
     shared = [each for each in a.seeds if each in b.seeds]
     count = min(a.values.shape[1], b.values.shape[1])
     if not shared or a.groups[:count] != b.groups[:count]:
-        raise ValueError(f"seeds {a.seeds} and {b.seeds}, {len(a.groups)} and {len(b.groups)} items: allowed are samples that "
+        raise ValueError(f"seeds {a.seeds} and {b.seeds}, {len(a.groups)} and {len(b.groups)} items: "
+                         "allowed are samples that "
                          "share both")
     rows = [[sample.seeds.index(each) for each in shared] for sample in (a, b)]
     values = a.values[rows[0], :count] - b.values[rows[1], :count]
     used = ~np.isnan(values).any(0)
-    values, groups = values[:, used], tuple(np.asarray(a.groups[:count])[used].tolist())
+    values = values[:, used]
+    groups = tuple(np.asarray(a.groups[:count])[used].tolist())
     drawn = resample(values, groups, samples, seed)
     p_value = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (samples + 1))
     return Difference(estimate(values, groups, samples, seed), float(p_value), values, groups)
@@ -93,15 +103,20 @@ def compare(a: Sample, b: Sample, samples: int = 2000, seed: int = 0) -> Differe
 
 def compare_all(table: Mapping[str, Mapping[str, Sample]], metric: str,
                 baseline: str = "baseline") -> dict[str, tuple[Difference, float]]:
-    """Variant -> its difference from the baseline, and the p-value after Holm's correction over all variants."""
-    found = {name: compare(metrics[metric], table[baseline][metric]) for name, metrics in table.items() if name != baseline}
-    return {name: (each, float(p)) for (name, each), p in zip(found.items(), holm([each.p_value for each in found.values()]))}
+    """Variant -> its difference from the baseline, and the p-value after Holm's
+    correction over all variants."""
+    found = {name: compare(metrics[metric], table[baseline][metric])
+             for name, metrics in table.items() if name != baseline}
+    return {name: (each, float(p))
+            for (name, each), p in zip(found.items(), holm([each.p_value for each in found.values()]))}
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #fbfc11d5
 def items_needed(found: Difference) -> int | None:
-    """Items with which a difference like this would be told from zero; None where no number of items would do."""
+    """Items with which a difference like this would be told from zero;
+    None where no number of items would do."""
     numbers = group_numbers(found.groups, found.values.shape[1])
-    mean, sizes = found.values.mean(), np.bincount(numbers)
+    mean = found.values.mean()
+    sizes = np.bincount(numbers)
     apart = np.bincount(numbers, found.values.mean(0) - mean)  # (G,) sums over each group
     of_items = apart.var() * len(sizes) / sizes.sum() ** 2
     of_seeds = found.values.mean(1).var(ddof=1) / len(found.values) if len(found.values) > 1 else 0.0
@@ -110,9 +125,13 @@ def items_needed(found: Difference) -> int | None:
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #b7c18ec7
 BEST_ANSWERS = "answers, published: R@1"
-RANKED_ANSWERS, PER_TOKEN = "answers, corrected: MRR", "answers, corrected, mean over tokens: MRR"
-NATS, NAMED = "captions: nats a token" + LESS, "naming, 2 shots: accuracy"
-READ, TUNED, LONG = "text alone: nats a token" + LESS, "all layers tuned", "four times the steps"
+RANKED_ANSWERS = "answers, corrected: MRR"
+PER_TOKEN = "answers, corrected, mean over tokens: MRR"
+NATS = "captions: nats a token" + LESS
+NAMED = "naming, 2 shots: accuracy"
+READ = "text alone: nats a token" + LESS
+TUNED = "all layers tuned"
+LONG = "four times the steps"
 LARGE = "language model: 4 layers of 192"
 
 
@@ -124,7 +143,7 @@ class Hypothesis:
     worse: tuple[str, str]
     paper: str = ""
 
-
+# %% ../../nbs/ablation/04_comparisons.ipynb #a62793f4
 def of_variants(text: str, better: str, worse: str, metric: str, paper: str = "") -> Hypothesis:
     """A claim that one variant is better than another by a metric."""
     return Hypothesis(text, (better, metric), (worse, metric), paper)
@@ -133,7 +152,8 @@ def of_variants(text: str, better: str, worse: str, metric: str, paper: str = ""
 FREEZING = (
     of_variants("Freezing the language model keeps story retrieval", "baseline", TUNED, FULL_STORY,
                 "12.8 against 6.2"),
-    of_variants("Freezing keeps story retrieval over four times the steps", LONG, f"{TUNED}, {LONG}", FULL_STORY),
+    of_variants("Freezing keeps story retrieval over four times the steps", LONG, f"{TUNED}, {LONG}",
+                FULL_STORY),
     of_variants("Freezing keeps story retrieval where the language model read dialogues", LARGE,
                 f"{LARGE}, all tuned", FULL_STORY),
     of_variants("Freezing keeps story retrieval where it read none", f"{LARGE}, no dialogue read",
@@ -143,7 +163,8 @@ FREEZING = (
     of_variants("Freezing keeps dialogue, by the published scripts", "baseline", TUNED, BEST_ANSWERS,
                 "14.6 against 1.0"),
     of_variants("Fine-tuning reaches a lower training loss", TUNED, "baseline", LAST_LOSSES),
-    of_variants("Fine-tuning reaches a lower training loss over four times the steps", f"{TUNED}, {LONG}", LONG,
+    of_variants("Fine-tuning reaches a lower training loss over four times the steps", f"{TUNED}, {LONG}",
+                LONG,
                 LAST_LOSSES),
     of_variants("Fine-tuning at a tenth of the rate reaches a lower training loss", f"{TUNED}, rate / 10",
                 "baseline", LAST_LOSSES),
@@ -168,7 +189,8 @@ HYPOTHESES = (
                 CAPTION_SEARCH),
     Hypothesis("More context helps stories: 4 images with 5 captions", ("baseline", FULL_STORY),
                ("baseline", "story, 5 captions †: R@1"), "18.2 against 13.2"),
-    Hypothesis("More context helps stories: 5 captions instead of one", ("baseline", "story, 5 captions †: R@1"),
+    Hypothesis("More context helps stories: 5 captions instead of one",
+               ("baseline", "story, 5 captions †: R@1"),
                ("baseline", "story, 1 caption †: R@1"), "13.2 against 11.3"),
     of_variants("A larger language model helps stories", LARGE, "language model: 2 layers of 64", FULL_STORY),
     of_variants("The captioning loss helps stories", "baseline", "retrieval losses only", FULL_STORY),
@@ -178,7 +200,8 @@ HYPOTHESES = (
 # %% ../../nbs/ablation/04_comparisons.ipynb #c933fa74
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, the difference in its favour, its p-value after Holm's correction over all claims, and what follows."""
+    """A claim, the difference in its favour, its p-value after Holm's correction over all claims,
+    and what follows."""
     claim: Hypothesis
     found: Difference
     p_value: float
@@ -191,14 +214,17 @@ class Verdict:
         return "holds" if self.found.estimate.value > 0 else "does not hold"
 
 
-def judge_hypotheses(table: Mapping[str, Mapping[str, Sample]], claims: Sequence[Hypothesis] = HYPOTHESES) -> list[Verdict]:
+def judge_hypotheses(table: Mapping[str, Mapping[str, Sample]],
+                     claims: Sequence[Hypothesis] = HYPOTHESES) -> list[Verdict]:
     """A verdict on every claim whose variants are there."""
-    there = [claim for claim in claims if all(metric in table.get(name, {}) for name, metric in (claim.better, claim.worse))]
+    there = [claim for claim in claims if all(metric in table.get(name, {})
+                                              for name, metric in (claim.better, claim.worse))]
     found = []
     for claim in there:
         a, b = (table[name][metric] for name, metric in (claim.better, claim.worse))
         found.append(compare(b, a) if less_is_better(claim.better[1]) else compare(a, b))
-    return [Verdict(*parts) for parts in zip(there, found, holm([each.p_value for each in found]).tolist())] if found else []
+    return [Verdict(*parts)
+            for parts in zip(there, found, holm([each.p_value for each in found]).tolist())] if found else []
 
 
 def claims_text(verdicts: Sequence[Verdict]) -> str:
@@ -224,9 +250,12 @@ HEADLINE = (FULL_STORY, CAPTION_SEARCH, NATS, RANKED_ANSWERS, PER_TOKEN, BEST_AN
             "dialogue to image, 10 rounds, corrected: R@10", NAMED, READ)
 
 
-def result_lines(table: Mapping[str, Mapping[str, Sample]], outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: the headline measurements of each variant with their intervals; a failed one says why."""
-    lines, errors = [], {outcome.name: outcome.error for outcome in outcomes if outcome.error}
+def result_lines(table: Mapping[str, Mapping[str, Sample]],
+                 outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: the headline measurements of each variant with their intervals;
+    a failed one says why."""
+    lines = []
+    errors = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for name in dict.fromkeys(outcome.name for outcome in outcomes):
         found = [table[name][metric] for metric in HEADLINE] if name in table else []
         cells = [f"{estimate(each.values, each.groups):{'.2f' if less_is_better(metric) else '.1f'}}"
@@ -237,9 +266,11 @@ def result_lines(table: Mapping[str, Mapping[str, Sample]], outcomes: Sequence[O
 
 
 def difference_lines(table: Mapping[str, Mapping[str, Sample]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: each variant minus the baseline, and the p-value after Holm's correction over the variants."""
+    """Header and lines: each variant minus the baseline, and the p-value after
+    Holm's correction over the variants."""
     found = {metric: compare_all(table, metric) for metric in HEADLINE}
-    lines = [[name, *(f"{found[metric][name][0].estimate:+.2f}, p = {found[metric][name][1]:.3f}" for metric in HEADLINE)]
+    lines = [[name, *(f"{found[metric][name][0].estimate:+.2f}, p = {found[metric][name][1]:.3f}"
+                      for metric in HEADLINE)]
              for name in found[FULL_STORY]]
     return ["variant minus baseline", *HEADLINE], lines
 
@@ -249,7 +280,9 @@ def cost_lines(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]
     lines = []
     for name in dict.fromkeys(outcome.name for outcome in outcomes if not outcome.error):
         own = [outcome.training for outcome in outcomes if outcome.name == name and not outcome.error]
-        means = [np.mean([training[key] for training in own]) for key in ("seconds", "measuring seconds", "peak memory (MB)")]
+        means = [np.mean([training[key] for training in own])
+                 for key in ("seconds", "measuring seconds", "peak memory (MB)")]
         loss = np.mean([training["last losses"] for training in own])
         lines.append([name, f"{own[0]['trained']:,}", f"{loss:.3f}", *(f"{value:,.0f}" for value in means)])
-    return ["variant", "trained values", LAST_LOSSES, "seconds, training", "seconds, measuring", "peak memory (MB)"], lines
+    return ["variant", "trained values", LAST_LOSSES, "seconds, training", "seconds, measuring",
+            "peak memory (MB)"], lines

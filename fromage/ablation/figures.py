@@ -27,7 +27,8 @@ def forest_plot(table: Mapping[str, Mapping[str, Sample]], metrics: Sequence[str
         for row, (found, p_value) in enumerate(compare_all(table, metric).values()):
             value = found.estimate
             axes.plot([value.low, value.high], [row, row], color="tab:blue", linewidth=1)
-            axes.plot(value.value, row, "o", color="tab:blue", markersize=4, fillstyle="full" if p_value < 0.05 else "none")
+            axes.plot(value.value, row, "o", color="tab:blue", markersize=4,
+                      fillstyle="full" if p_value < 0.05 else "none")
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_title(metric.replace(", ", ",\n").replace(": ", ":\n").replace(" (", "\n("), fontsize=7)
         axes.tick_params(labelsize=7)
@@ -37,10 +38,12 @@ def forest_plot(table: Mapping[str, Mapping[str, Sample]], metrics: Sequence[str
     return figure
 
 
-def small_multiples(curves: Mapping[str, tuple[Sequence, Sequence]], y_label: str, columns: int = 6) -> Figure:
+def small_multiples(curves: Mapping[str, tuple[Sequence, Sequence]], y_label: str,
+                    columns: int = 6) -> Figure:
     """A panel for each name -> (x, y), y numbers or estimates; the first is the baseline, behind all."""
     rows = -(-len(curves) // columns)
-    figure, panels = plt.subplots(rows, min(columns, len(curves)), sharex=True, sharey=True, squeeze=False, layout="constrained",
+    figure, panels = plt.subplots(rows, min(columns, len(curves)), sharex=True, sharey=True, squeeze=False,
+                                  layout="constrained",
                                   figsize=(1.7 * min(columns, len(curves)) + 0.6, 1.5 * rows + 0.5))
     first = next(iter(curves.values()))
     for axes in panels.flat[len(curves):]:
@@ -50,7 +53,8 @@ def small_multiples(curves: Mapping[str, tuple[Sequence, Sequence]], y_label: st
             banded = len(y) > 0 and isinstance(y[0], Estimate)
             axes.plot(x, [value.value for value in y] if banded else y, color=colour, linewidth=1)
             if banded:
-                low, high = [value.low for value in y], [value.high for value in y]
+                low = [value.low for value in y]
+                high = [value.high for value in y]
                 axes.fill_between(x, low, high, color=colour, alpha=0.3, linewidth=0)
         axes.set_title(name, fontsize=6)
         axes.tick_params(labelsize=6)
@@ -59,7 +63,8 @@ def small_multiples(curves: Mapping[str, tuple[Sequence, Sequence]], y_label: st
     return figure
 
 # %% ../../nbs/ablation/05_figures.ipynb #eb8bce06
-def learning_curves(outcomes: Sequence[Outcome], window: int = 10) -> dict[str, tuple[list[int], list[float]]]:
+def learning_curves(outcomes: Sequence[Outcome],
+                    window: int = 10) -> dict[str, tuple[list[int], list[float]]]:
     """Variant -> steps and training losses, the mean over seeds of the mean over the last `window` steps."""
     curves = {}
     for name in dict.fromkeys(outcome.name for outcome in outcomes if not outcome.error):
@@ -72,7 +77,9 @@ def learning_curves(outcomes: Sequence[Outcome], window: int = 10) -> dict[str, 
 
 
 def context_curves(table: Mapping[str, Mapping[str, Sample]]) -> dict[str, tuple[list[str], list[Estimate]]]:
-    """Variant -> contexts and R@1 without shown images; a context is named by its captions and images: 5c4i."""
+    """Variant -> contexts and R@1 without shown images; a context is named by its
+    captions and images: 5c4i."""
     names = [f"{context.captions}c{context.images}i" for context in CONTEXTS]
-    return {name: (names, [estimate(metrics[f"story, {context} †: R@1"].values, metrics[f"story, {context} †: R@1"].groups)
+    return {name: (names, [estimate(metrics[f"story, {context} †: R@1"].values,
+                                    metrics[f"story, {context} †: R@1"].groups)
                            for context in CONTEXTS]) for name, metrics in table.items()}

@@ -9,7 +9,7 @@ __all__ = ['LESS', 'SCORES', 'Amounts', 'Sources', 'Material', 'open_material', 
 
 # %% ../../nbs/ablation/02_measurements.ipynb #ac82f2b2
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.config import Config, Section, setting
+from ..core.config import Section, setting
 from ..core.metrics import bleu, hits, ranks, reciprocal_ranks
 from ..core.records import hash_value
 from ..model.generation import generate_captions
 from ..model.interleaving import log_likelihoods
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..model.training import FeaturePairs, embed_pairs
-from ..networks.backbones import VisionTower
+from ..model.steps import FeaturePairs
+from ..model.training import embed_pairs
 from ..networks.splits import open_store, render_if_mini
+from ..networks.towers import VisionTower
 from ..truth.naming import naming_hits
 from ..visdial.answers import LENGTH_SUMS, ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
 from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
@@ -40,23 +41,27 @@ class Amounts(Section):
     pairs: int | None = setting(300, "validation pairs", 2, 10_000_000)
     stories: int | None = setting(100, "stories", 2, 10_000_000)
     dialogues: int | None = setting(60, "dialogues that search for their image", 2, 10_000_000)
-    answered: int | None = setting(6, "dialogues whose answers are ranked, a hundred for each round", 1, 10_000_000)
+    answered: int | None = setting(6, "dialogues whose answers are ranked, a hundred for each round", 1,
+                                   10_000_000)
     episodes: int = setting(40, "episodes of naming", 1, 1_000_000)
 
 
 @dataclass(frozen=True)
 class Sources(Section):
     """The files of VIST and VisDial."""
-    stories: str = setting("data/mini/rendered/vist/val.story-in-sequence.json", "VIST's story-in-sequence file")
+    stories: str = setting("data/mini/rendered/vist/val.story-in-sequence.json",
+                           "VIST's story-in-sequence file")
     story_images: str = setting("data/mini/rendered/vist/images", "folder of its pictures")
     dialogues: str = setting("data/mini/rendered/visdial/visdial_1.0_val.json", "VisDial's dialogues")
-    dense: str = setting("data/mini/rendered/visdial/visdial_1.0_val_dense_annotations.json", "their dense annotations")
+    dense: str = setting("data/mini/rendered/visdial/visdial_1.0_val_dense_annotations.json",
+                         "their dense annotations")
     dialogue_images: str = setting("data/mini/rendered/visdial/images", "folder of their pictures")
 
 # %% ../../nbs/ablation/02_measurements.ipynb #2428320b
 @dataclass(frozen=True)
 class Material:
-    """Stories; usable dialogues with features (N, V) of their images, squashed and cropped; a key of all files and features."""
+    """Stories; usable dialogues with features (N, V) of their images, squashed and cropped;
+    a key of all files and features."""
     stories: StorySet
     found: DialogueSet
     dialogues: list[VisualDialogue]
@@ -66,16 +71,20 @@ class Material:
 
 
 def open_material(tower: VisionTower, sources: Sources, folder: str) -> Material:
-    """Everything that models are measured on; features are extracted on first use into folders below `folder`."""
+    """Everything that models are measured on; features are extracted on first use
+    into folders below `folder`."""
     render_if_mini(sources.stories)
     stories, store = load_stories(sources.stories, sources.story_images, "corrected", tower, folder)
     found = read_dialogues(sources.dialogues, sources.dense)
-    images, keys, features = DialogueImages(found, sources.dialogue_images), [store.content, found.key], []
+    images = DialogueImages(found, sources.dialogue_images)
+    keys = [store.content, found.key]
+    features = []
     for squash in (True, False):
         own = open_store(tower, images, folder, "visdial", squash=squash)
         rows = {name: row for row, name in enumerate(own.ids)}
         usable = [each for each in found.dialogues if str(each.image_id) in rows]
-        features.append(torch.from_numpy(np.array(own.features[[rows[str(each.image_id)] for each in usable]], np.float32)))
+        features.append(torch.from_numpy(np.array(own.features[[rows[str(each.image_id)] for each in usable]],
+                                                  np.float32)))
         keys.append(own.content)
     return Material(stories, found, usable, *features, hash_value(keys))
 
@@ -95,9 +104,11 @@ class Items:
     groups: list[Any] | None = None
 
 
-def rank_items(name: str, found: np.ndarray, groups: Sequence | None = None, at: Sequence[int] = (1, 10)) -> dict[str, Items]:
+def rank_items(name: str, found: np.ndarray, groups: Sequence | None = None,
+               at: Sequence[int] = (1, 10)) -> dict[str, Items]:
     """R@k of ranks (n,)."""
-    return {f"{name}: R@{k}": Items(hits(found, k).tolist(), None if groups is None else list(groups)) for k in at}
+    return {f"{name}: R@{k}": Items(hits(found, k).tolist(), None if groups is None else list(groups))
+            for k in at}
 
 # %% ../../nbs/ablation/02_measurements.ipynb #4b2aaed6
 @torch.no_grad()
@@ -107,11 +118,14 @@ def measure_pairs(model: Fromage, pairs: FeaturePairs, most: int | None) -> dict
     chosen = FeaturePairs(pairs.features[:count], pairs.captions, pairs.ids, pairs.offsets[:count + 1])
     texts, images, _ = embed_pairs(model, chosen)
     scores = (F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T).numpy()
-    truth, features = np.arange(count), torch.from_numpy(np.array(chosen.features, np.float32)).to(model.device)
-    table = rank_items("caption to image", ranks(scores, truth)) | rank_items("image to caption", ranks(scores.T, truth))
+    truth = np.arange(count)
+    features = torch.from_numpy(np.array(chosen.features, np.float32)).to(model.device)
+    table = rank_items("caption to image",
+                       ranks(scores, truth)) | rank_items("image to caption", ranks(scores.T, truth))
     losses = []
     for start in range(0, count, 100):
-        prompts = [build_prompt(model, [features[row], chosen.captions[row]]) for row in range(start, min(start + 100, count))]
+        prompts = [build_prompt(model, [features[row], chosen.captions[row]])
+                   for row in range(start, min(start + 100, count))]
         losses += [-each.per_token for each in log_likelihoods(model, prompts)]
     written = generate_captions(model, features)
     scored = [bleu([text], [chosen.captions[row]], samples=1).value for row, text in enumerate(written)]
@@ -120,7 +134,8 @@ def measure_pairs(model: Fromage, pairs: FeaturePairs, most: int | None) -> dict
 # %% ../../nbs/ablation/02_measurements.ipynb #247051d7
 def measure_stories(model: Fromage, stories: StorySet) -> dict[str, Items]:
     """Recalls of the fifth picture in every context."""
-    table, albums = {}, stories.albums
+    table = {}
+    albums = stories.albums
     for row, found in rank_model(model, stories).items():
         table |= rank_items(f"story, {row.removeprefix('FROMAGe, ')}", found, albums)
     return table
@@ -129,7 +144,8 @@ def measure_stories(model: Fromage, stories: StorySet) -> dict[str, Items]:
 def first_stories(stories: StorySet, most: int | None) -> StorySet:
     """The first stories, with the whole gallery."""
     chosen = stories.stories[:most]
-    return StorySet(chosen, len(chosen) if most else stories.n_total, stories.ids, stories.n_images, stories.features)
+    return StorySet(chosen, len(chosen) if most else stories.n_total, stories.ids, stories.n_images,
+                    stories.features)
 
 # %% ../../nbs/ablation/02_measurements.ipynb #35fa7863
 SCORES = {**ANSWER_PROTOCOLS, "corrected, mean over tokens": AnswerProtocol(per_token=True)}
@@ -137,15 +153,19 @@ SCORES = {**ANSWER_PROTOCOLS, "corrected, mean over tokens": AnswerProtocol(per_
 
 def answer_sums(model: Fromage, dialogues: Sequence[VisualDialogue], images: Tensor,
                 protocol: AnswerProtocol) -> np.ndarray:
-    """Sums (N, rounds, parts, 100) from a protocol's beginning, after features (N, V) of the dialogues' images."""
+    """Sums (N, rounds, parts, 100) from a protocol's beginning,
+    after features (N, V) of the dialogues' images."""
     scorer = AnswerScorer(model, beginnings=(protocol.beginning,))
     return np.array([scorer.score_dialogue(dialogue, image[None].to(model.device))[:, 0]
                      for dialogue, image in zip(dialogues, images)])
 
 
 def measure_answers(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
-    """MRR, R@1, NDCG of the true answers, as published and as corrected (by the sum and by the mean over tokens)."""
-    dialogues, table, passes = material.dialogues[:most], {}, {}
+    """MRR, R@1, NDCG of the true answers, as published and as corrected
+    (by the sum and by the mean over tokens)."""
+    dialogues = material.dialogues[:most]
+    table = {}
+    passes = {}
     for name, protocol in SCORES.items():
         images = material.squashed if protocol.squash else material.cropped
         key = (protocol.beginning, protocol.squash)
@@ -161,7 +181,7 @@ def measure_answers(model: Fromage, material: Material, most: int | None) -> dic
             table[f"answers, {name}: NDCG"] = Items(values.ndcg.tolist(), values.ndcg_groups.tolist())
     return table
 
-
+# %% ../../nbs/ablation/02_measurements.ipynb #3b3984e9
 def search_items(texts: Tensor, images: Tensor, name: str, normalised: bool) -> dict[str, Items]:
     """R@k in both directions, of embeddings (N, q) of dialogues and of their images."""
     table = {}
@@ -172,13 +192,17 @@ def search_items(texts: Tensor, images: Tensor, name: str, normalised: bool) -> 
 
 
 def measure_search(model: Fromage, material: Material, most: int | None) -> dict[str, Items]:
-    """Images by dialogue after one round and after all, dialogues by image; as published (squashed, cosines without norm) too."""
-    dialogues, table = material.dialogues[:most], {}
-    texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)]) for each in dialogues])
+    """Images by dialogue after one round and after all, dialogues by image;
+    as published (squashed, cosines without norm) too."""
+    dialogues = material.dialogues[:most]
+    table = {}
+    texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)])
+                         for each in dialogues])
     for name, features in (("corrected", material.cropped), ("published", material.squashed)):
         images = embed_pictures(model, features[:len(dialogues)].numpy())
         for place, rounds in enumerate(("1 round", f"{ROUNDS} rounds")):
-            table |= search_items(texts[:, place], images, f"{rounds}, {name}", normalised=name == "corrected")
+            table |= search_items(texts[:, place], images, f"{rounds}, {name}",
+                                  normalised=name == "corrected")
     return table
 
 # %% ../../nbs/ablation/02_measurements.ipynb #40fa5ee2
@@ -189,10 +213,14 @@ def measure_text(model: Fromage, dialogues: Sequence[VisualDialogue]) -> dict[st
     return {f"text alone: nats a token{LESS}": Items([-each.per_token for each in found])}
 
 
-def measure(model: Fromage, tower: VisionTower, pairs: FeaturePairs, material: Material, amounts: Amounts) -> dict[str, Items]:
+def measure(model: Fromage, tower: VisionTower, pairs: FeaturePairs, material: Material,
+            amounts: Amounts) -> dict[str, Items]:
     """All measurements of a model."""
-    names = {f"naming, {shots} shots: accuracy": Items(naming_hits(model, tower, shots, amounts.episodes).tolist())
+    names = {f"naming, {shots} shots: accuracy": Items(naming_hits(model, tower, shots,
+                                                                   amounts.episodes).tolist())
              for shots in (1, 2, 4)}
-    return (measure_pairs(model, pairs, amounts.pairs) | measure_stories(model, first_stories(material.stories, amounts.stories))
-            | measure_answers(model, material, amounts.answered) | measure_search(model, material, amounts.dialogues) | names
+    return (measure_pairs(model, pairs, amounts.pairs)
+            | measure_stories(model, first_stories(material.stories, amounts.stories))
+            | measure_answers(model, material, amounts.answered)
+            | measure_search(model, material, amounts.dialogues) | names
             | measure_text(model, material.dialogues[:amounts.dialogues]))

@@ -20,8 +20,10 @@ from transformers import AutoModelForCausalLM
 from ..core.config import Config, resolve_path
 from ..core.folders import locked
 from ..core.records import write_json
-from ..mini.reading import STARTS, new_language_model, pretrain_language_model, save_language_model
-from ..networks.backbones import load_language_model, load_vision_tower
+from ..mini.pretraining import STARTS, pretrain_language_model, save_language_model
+from ..mini.reading import new_language_model
+from ..networks.backbones import load_language_model
+from ..networks.towers import load_vision_tower
 
 # %% ../../nbs/ablation/01_networks.ipynb #45d4f88d
 def write_random_language_model(config: Config, folder: Path, seed: int) -> None:
@@ -54,7 +56,8 @@ def write_random_tower(config: Config, folder: Path, seed: int) -> None:
         shutil.copytree(origin, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     else:
         names = ("mean", "std", "interpolation", "resize_mode")
-        write_json(folder / "open_clip_config.json", {"model_cfg": open_clip.get_model_config(tower.name), "preprocess_cfg": {
+        write_json(folder / "open_clip_config.json",
+                   {"model_cfg": open_clip.get_model_config(tower.name), "preprocess_cfg": {
             name: tower.preprocessing[name] for name in names}})
     randomise(tower.model.visual, seed)
     weights = {name: value.contiguous().clone() for name, value in tower.model.state_dict().items()}
@@ -62,7 +65,8 @@ def write_random_tower(config: Config, folder: Path, seed: int) -> None:
 
 # %% ../../nbs/ablation/01_networks.ipynb #d6d7ee3e
 def diet(dialogue: bool = True) -> dict[str, float]:
-    """The stages of texts and where they begin; without `dialogue`, single questions stay and dialogues go."""
+    """The stages of texts and where they begin; without `dialogue`,
+    single questions stay and dialogues go."""
     return {"told" if stage == "mixed" and not dialogue else stage: start for stage, start in STARTS.items()}
 
 
@@ -77,12 +81,14 @@ def write_small_language_model(config: Config, folder: Path, layers: int, width:
 
 # %% ../../nbs/ablation/01_networks.ipynb #0da6b341
 def make_network(folder: str | Path, config: Config, steps: int, seed: int = 0) -> None:
-    """The control network named by the last part of `folder`: `random-lm`, `random-tower` or `lm-<layers>x<width>`,
+    """The control network named by the last part of `folder`: `random-lm`,
+    `random-tower` or `lm-<layers>x<width>`,
     the last perhaps with `-no-dialogue` behind it."""
     folder = resolve_path(folder)
     size = re.fullmatch(r"lm-(\d+)x(\d+)(-no-dialogue)?", folder.name)
     if not size and folder.name not in ("random-lm", "random-tower"):
-        raise ValueError(f"{folder}: allowed are random-lm, random-tower and lm-<layers>x<width>[-no-dialogue]")
+        raise ValueError(f"{folder}: allowed are random-lm, random-tower and "
+                         "lm-<layers>x<width>[-no-dialogue]")
     with locked(folder.with_name(f".{folder.name}")):
         if folder.is_dir():
             return
@@ -90,7 +96,8 @@ def make_network(folder: str | Path, config: Config, steps: int, seed: int = 0) 
         partial.mkdir(parents=True)
         try:
             if size:
-                write_small_language_model(config, partial, int(size[1]), int(size[2]), steps, seed, not size[3])
+                write_small_language_model(config, partial, int(size[1]), int(size[2]), steps, seed,
+                                           not size[3])
             elif folder.name == "random-lm":
                 write_random_language_model(config, partial, seed)
             else:

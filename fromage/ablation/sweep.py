@@ -24,19 +24,23 @@ from joblib import Parallel, delayed
 from .measurements import LESS, Amounts, Items, Sources, measure, open_material
 from .networks import make_network
 from ..core.code import code_key
-from ..core.config import NAMES_OF_CONTENT, Backbones, Config, change, flatten, resolve_path
+from ..core.config import Backbones, Config, resolve_path
 from ..core.folders import locked
-from ..core.records import hash_folder, hash_value, progress, write_json
+from ..core.presets import NAMES_OF_CONTENT, change, flatten
+from ..core.progress import progress
+from ..core.records import hash_folder, hash_value, write_json
 from ..model.checkpoint import load_model, new_model, save_checkpoint
 from ..model.model import Fromage, trained_parameters
-from ..model.training import FeaturePairs, fit, make_pairs
-from ..networks.backbones import VisionTower, load_vision_tower
+from ..model.steps import FeaturePairs, make_pairs
+from ..model.training import fit
 from ..networks.splits import load_split
+from ..networks.towers import VisionTower, load_vision_tower
 
 # %% ../../nbs/ablation/03_sweep.ipynb #a91c04a7
 @dataclass(frozen=True)
 class Task:
-    """A training and its measurements; `training_key` and a key for each of `amounts` say where they lie below `folder`."""
+    """A training and its measurements; `training_key` and a key for each of
+    `amounts` say where they lie below `folder`."""
     name: str
     config: Config
     sources: Sources
@@ -56,10 +60,11 @@ class Failure:
 LAST_LOSSES = "training loss, last steps" + LESS
 ALL_ITEMS = Amounts(pairs=None, stories=None, dialogues=None, answered=None, episodes=200)
 
-
+# %% ../../nbs/ablation/03_sweep.ipynb #83a333a1
 @dataclass(frozen=True)
 class Outcome:
-    """What a task gave: figures of its training, items by metric for each of its amounts; or the error that ended it."""
+    """What a task gave: figures of its training, items by metric for each of its amounts;
+    or the error that ended it."""
     name: str
     seed: int
     training: dict[str, Any]
@@ -68,7 +73,8 @@ class Outcome:
 
 
 def peak_memory() -> float:
-    """The largest resident memory of this process, in MB: since `forget_peak` where the system can forget, else ever."""
+    """The largest resident memory of this process, in MB: since `forget_peak` where the system can forget,
+    else ever."""
     try:
         return float(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     except (OSError, TypeError):
@@ -87,29 +93,35 @@ def pairs_of(config: Config, split: str, model: Fromage, tower: VisionTower, lim
              first: int | None) -> FeaturePairs:
     """The first pairs of a split, from the store of `limit` images."""
     store = load_split(config, split, tower, limit).store
-    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens, store.content, first)
+    return make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens,
+                      store.content, first)
 
 
 def train_task(task: Task, tower: VisionTower, folder: Path) -> dict[str, Any]:
     """Train, keep the last weights in `folder`, and return the figures of the training."""
-    config, start = task.config, time.perf_counter()
+    config = task.config
+    start = time.perf_counter()
     forget_peak()
     model = new_model(config, tower.width)
     train = pairs_of(config, "train", model, tower, task.train_limit, config.data.train_examples)
     limit = config.data.validation_examples
-    run = fit(model, train, pairs_of(config, "validation", model, tower, limit, limit), config, folder, True, tower.fingerprint)
+    run = fit(model, train, pairs_of(config, "validation", model, tower, limit, limit), config, folder, True,
+              tower.fingerprint)
     save_checkpoint(folder / "last.safetensors", model, config, tower.fingerprint)
     run.forget()
     run.best_path.unlink(missing_ok=True)
     last = [step["total"] for step in run.history[-20:]]
-    return {"history": run.history, "validations": run.validations, "seconds": time.perf_counter() - start, "last losses": last,
-            "peak memory (MB)": peak_memory(), "trained": sum(value.numel() for value in trained_parameters(model).values())}
+    return {"history": run.history, "validations": run.validations, "seconds": time.perf_counter() - start,
+            "last losses": last,
+            "peak memory (MB)": peak_memory(),
+            "trained": sum(value.numel() for value in trained_parameters(model).values())}
 
 # %% ../../nbs/ablation/03_sweep.ipynb #7e02d865
 def paths_of(task: Task) -> tuple[Path, list[Path]]:
     """The files of a task: its training's, and one for each of its amounts."""
     place = resolve_path(task.folder)
-    return place / task.training_key / "training.json", [place / f"measured/{key}.json" for key in task.measured_keys]
+    return place / task.training_key / "training.json", [place / f"measured/{key}.json"
+                                                         for key in task.measured_keys]
 
 
 def done(task: Task) -> bool:
@@ -125,8 +137,10 @@ def run_task(task: Task) -> None:
         tower = load_vision_tower(names.vision_model, names.vision_pretrained, task.config.device)
         if not trained.is_file():
             write_json(trained, train_task(task, tower, trained.parent))
-        model, start = load_model(trained.with_name("last.safetensors"), task.config.device), time.perf_counter()
-        material, limit = open_material(tower, task.sources, data.features), data.validation_examples
+        model = load_model(trained.with_name("last.safetensors"), task.config.device)
+        start = time.perf_counter()
+        material = open_material(tower, task.sources, data.features)
+        limit = data.validation_examples
         pairs = pairs_of(task.config, "validation", model, tower, limit, limit)
         for amounts, path in zip(task.amounts, measured):
             if not path.is_file():
@@ -137,7 +151,8 @@ def run_task(task: Task) -> None:
 def read_outcome(task: Task) -> Outcome:
     """The outcome of a task that is done."""
     trained, measured = paths_of(task)
-    training, found = json.loads(trained.read_text()), [json.loads(path.read_text()) for path in measured]
+    training = json.loads(trained.read_text())
+    found = [json.loads(path.read_text()) for path in measured]
     items = [{name: Items([np.nan if value is None else value for value in each["values"]], each["groups"])
               for name, each in content["items"].items()} for content in found]
     for each in items:
@@ -167,13 +182,15 @@ def network_key(name: str) -> str:
 
 
 def networks_folder(config: Config, folder: str, steps: int) -> str:
-    """Where the control networks belong that are made for a configuration, small ones by reading for `steps`."""
+    """Where the control networks belong that are made for a configuration,
+    small ones by reading for `steps`."""
     parts = [network_key(name) for name in (config.backbones.language_model, config.backbones.vision_model)]
     return f"{folder}/networks-{hash_value([*parts, steps, code_key('ablation.networks')])[:12]}"
 
 
 def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict[str, str], str]:
-    """What a training reads, and the key of what is measured on, for the networks that a configuration names."""
+    """What a training reads, and the key of what is measured on,
+    for the networks that a configuration names."""
     names = config.backbones
     tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
     stores = [load_split(config, split, tower, most).store.content
@@ -184,7 +201,8 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
 # %% ../../nbs/ablation/03_sweep.ipynb #02104a10
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share: configuration, files, amounts (those in `full` have everything too), and the cache's folder."""
+    """What all variants share: configuration, files, amounts (those in `full` have everything too),
+    and the cache's folder."""
     base: Config
     sources: Sources
     amounts: Amounts
@@ -194,24 +212,30 @@ class Setting:
 
 def make_task(shared: Setting, name: str, config: Config, keys: tuple[dict[str, str], str]) -> Task:
     """The task of a variant's configuration, whose seed it has."""
-    fixed = {field: value for field, value in flatten(config).items() if field != "preset" and field not in NAMES_OF_CONTENT}
-    training = hash_value({"config": fixed, "data": keys[0], "code": code_key("model.training", "networks.splits")})
+    fixed = {field: value for field, value in flatten(config).items()
+             if field != "preset" and field not in NAMES_OF_CONTENT}
+    training = hash_value({"config": fixed, "data": keys[0],
+                           "code": code_key("model.training", "networks.splits")})
     amounts = (shared.amounts, ALL_ITEMS) if name in shared.full else (shared.amounts,)
     measured = tuple(hash_value({"training": training, "amounts": asdict(each), "data": keys[1],
                                  "code": code_key("ablation.measurements")}) for each in amounts)
-    return Task(name, config, shared.sources, amounts, training, measured, shared.base.data.train_examples, shared.folder)
+    return Task(name, config, shared.sources, amounts, training, measured, shared.base.data.train_examples,
+                shared.folder)
 
-
-def plan(shared: Setting, chosen: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], networks: str, steps: int,
-         workers: int = 1) -> dict[tuple[str, int], Task | Failure]:
-    """(variant, seed) -> its task, all variants of a seed before the next; makes the control networks that they name."""
+# %% ../../nbs/ablation/03_sweep.ipynb #652a76e2
+def plan(shared: Setting, chosen: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], networks: str,
+         steps: int, workers: int = 1) -> dict[tuple[str, int], Task | Failure]:
+    """(variant, seed) -> its task, all variants of a seed before the next;
+    makes the control networks that they name."""
     configs: dict[tuple[str, int], Config | Failure] = {
         (name, seed): attempt(partial(change, shared.base, **changes, seed=seed))
         for seed in seeds for name, changes in chosen.items()}
     named = {name for config in configs.values() if isinstance(config, Config)
              for name in (config.backbones.language_model, config.backbones.vision_model)}
-    missing = [name for name in sorted(named) if name.startswith(f"{networks}/") and not resolve_path(name).is_dir()]
-    list(in_parallel(workers, make_network, [(name, shared.base, steps) for name in missing]))  # a failure shows below
+    missing = [name for name in sorted(named) if name.startswith(f"{networks}/")
+               and not resolve_path(name).is_dir()]
+    # a failure shows below
+    list(in_parallel(workers, make_network, [(name, shared.base, steps) for name in missing]))
     keys_of: dict[Backbones, tuple[dict[str, str], str] | Failure] = {}  # they depend on the networks
     tasks: dict[tuple[str, int], Task | Failure] = {}
     limit = shared.base.data.train_examples
@@ -230,8 +254,10 @@ def sweep(tasks: Mapping[tuple[str, int], Task | Failure], workers: int = 1) -> 
     """The outcomes of all tasks, in their order."""
     missing = [key for key, task in tasks.items() if isinstance(task, Task) and not done(task)]
     failures = {key: task for key, task in tasks.items() if isinstance(task, Failure)}
-    bar = progress(in_parallel(workers, run_task, [(tasks[key],) for key in missing]), len(missing), "variants")
+    bar = progress(in_parallel(workers, run_task, [(tasks[key],) for key in missing]), len(missing),
+                   "variants")
     for key, result in zip(missing, bar):
         failures |= {key: result} if isinstance(result, Failure) else {}
         bar.note = f"{key[0]}, seed {key[1]}{': ' * (key in failures)}{failures.get(key, Failure('')).reason}"
-    return [Outcome(*key, {}, [], failures[key].reason) if key in failures else read_outcome(task) for key, task in tasks.items()]
+    return [Outcome(*key, {}, [], failures[key].reason) if key in failures else read_outcome(task)
+            for key, task in tasks.items()]

@@ -8,20 +8,25 @@ __all__ = ['NETWORKS', 'NETWORK_SIZES', 'DIETS', 'OPT_SIZES', 'variants', 'choos
 # %% ../../nbs/ablation/00_variants.ipynb #9153bea6
 from typing import Any
 
-from ..core.config import Config, change, unknown_name
+from ..core.config import Config, unknown_name
+from ..core.presets import change
 
 # %% ../../nbs/ablation/00_variants.ipynb #a5037dbf
 NETWORKS = "data/runs/ablate/networks"
-NETWORK_SIZES = {"mini": {"2 layers of 64": "{}/lm-2x64", "3 layers of 128": "{}/lm-3x128", "4 layers of 192": "{}/lm-4x192",
+NETWORK_SIZES = {"mini": {"2 layers of 64": "{}/lm-2x64", "3 layers of 128": "{}/lm-3x128",
+                          "4 layers of 192": "{}/lm-4x192",
                   "4 layers of 192, no dialogue read": "{}/lm-4x192-no-dialogue"}}
 DIETS = ("4 layers of 192", "4 layers of 192, no dialogue read")  # tuned too
 OPT_SIZES = {size: f"facebook/opt-{size}" for size in ("125m", "1.3b", "2.7b", "6.7b")}
 
-
+# %% ../../nbs/ablation/00_variants.ipynb #97924a02
 def variants(config: Config, networks: str = NETWORKS) -> dict[str, dict[str, Any]]:
     """Name -> changed fields of `config`; the first is the baseline, which changes none."""
-    train, pairs, dim = config.training, config.data.train_examples or 3_000_000, config.grounding.retrieval_dim
-    tuned, sizes = {"tuning": "all", "precision": "float32"}, NETWORK_SIZES.get(config.preset, OPT_SIZES)
+    train = config.training
+    pairs = config.data.train_examples or 3_000_000
+    dim = config.grounding.retrieval_dim
+    tuned = {"tuning": "all", "precision": "float32"}
+    sizes = NETWORK_SIZES.get(config.preset, OPT_SIZES)
     everything = {
         "baseline": {},
         "all layers tuned": tuned,
@@ -48,7 +53,8 @@ def variants(config: Config, networks: str = NETWORKS) -> dict[str, dict[str, An
         "learning rate / 3": {"learning_rate": train.learning_rate / 3},
         "learning rate x 3": {"learning_rate": train.learning_rate * 3},
         **{f"1 / {part} of the pairs": {"train_examples": pairs // part} for part in (16, 8, 4, 2)},
-        **{f"language model: {size}": {"language_model": name.format(networks)} for size, name in sizes.items()},
+        **{f"language model: {size}": {"language_model": name.format(networks)}
+           for size, name in sizes.items()},
         **{f"language model: {size}, all tuned": tuned | {"language_model": sizes[size].format(networks)}
            for size in DIETS if size in sizes},
         "bfloat16": {"precision": "bfloat16"},
@@ -62,7 +68,8 @@ def variants(config: Config, networks: str = NETWORKS) -> dict[str, dict[str, An
 # %% ../../nbs/ablation/00_variants.ipynb #93ca483a
 def choose_variants(text: str, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The variants that `text` names, the baseline first; ConfigError for a name that does not exist."""
-    names = list(known) if text.strip() == "all" else [name.strip() for name in text.split(";") if name.strip()]
+    names = list(known) if text.strip() == "all" else [name.strip()
+                                                       for name in text.split(";") if name.strip()]
     for name in names:
         if name not in known:
             raise unknown_name(name, list(known))

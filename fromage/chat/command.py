@@ -60,13 +60,15 @@ def add_run(commands: Any, command: str, run: str) -> None:
     part.add_argument("--notebook", default=f"reports/{run}.ipynb", help="where the executed notebook goes")
     for name, kind, default, meaning in read_declared(run):
         about = f"{meaning} ({kind}; {default})".replace("%", "%%")
-        part.add_argument(f"--{name.replace('_', '-')}", dest=f"parameter {name}", metavar="VALUE", help=about,
+        part.add_argument(f"--{name.replace('_', '-')}", dest=f"parameter {name}", metavar="VALUE",
+                          help=about,
                           type=lambda text, kind=kind: parse_value(text, kind), default=argparse.SUPPRESS)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `fromage`: a command each, the runs' parameters as options."""
-    parser = argparse.ArgumentParser("fromage", description="Train, evaluate and use FROMAGe.", allow_abbrev=False)
+    parser = argparse.ArgumentParser("fromage", description="Train, evaluate and use FROMAGe.",
+                                     allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, run in COMMANDS.items():
         add_run(commands, command, run)
@@ -74,26 +76,32 @@ def make_parser() -> argparse.ArgumentParser:
     benchmarks = evaluate.add_subparsers(dest="benchmark", required=True)
     for benchmark, run in BENCHMARKS.items():
         add_run(benchmarks, benchmark, run)
-    reports = commands.add_parser("reports", help="run notebooks and write a page for each", allow_abbrev=False)
+    reports = commands.add_parser("reports", help="run notebooks and write a page for each",
+                                  allow_abbrev=False)
     reports.add_argument("runs", nargs="*", metavar="RUN", help=f"any of {', '.join(REPORTED)} (all)")
     reports.add_argument("--folder", default="reports", help="where records and pages go (reports)")
     ask, find = (commands.add_parser(name, help=about, allow_abbrev=False) for name, about in (
-        ("ask", "print what the model says to a text and pictures"), ("find", "print the images that a text finds")))
+        ("ask", "print what the model says to a text and pictures"),
+        ("find", "print the images that a text finds")))
     ask.add_argument("text", help="for example 'Q: what colour is the ball?\\nA:'")
-    ask.add_argument("--picture", action="append", default=[], help="file of a picture before the text; any number")
+    ask.add_argument("--picture", action="append", default=[],
+                     help="file of a picture before the text; any number")
     find.add_argument("text", help="what is looked for")
     find.add_argument("folder", help="folder of images")
     find.add_argument("--k", type=int, default=5, help="images to find (5)")
     for part in (ask, find):
-        part.add_argument("--checkpoint", default="mini", help="file or folder of a checkpoint (mini, the shipped one)")
+        part.add_argument("--checkpoint", default="mini",
+                          help="file or folder of a checkpoint (mini, the shipped one)")
     demo = commands.add_parser("demo", help="talk to the model in a browser", allow_abbrev=False)
     demo.add_argument("--port", type=int, default=8866, help="of 127.0.0.1 (8866)")
     return parser
 
 # %% ../../nbs/chat/08_command.ipynb #8600000b
 def run_notebook(run: str, output: str, parameters: dict[str, Any]) -> None:
-    """Run a notebook with papermill in the working folder; `sys.exit` with its error's words where it fails."""
-    from papermill import PapermillExecutionError, execute_notebook  # seconds that help and mistakes need not wait for
+    """Run a notebook with papermill in the working folder; `sys.exit` with its
+    error's words where it fails."""
+    # seconds that help and mistakes need not wait for
+    from papermill import PapermillExecutionError, execute_notebook
     place = resolve_path(output)
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -114,13 +122,14 @@ def write_reports(runs: Sequence[str], folder: str) -> None:
         export_html(f"{folder}/{run}-mini.ipynb")
     print(write_index(folder))
 
-
+# %% ../../nbs/chat/08_command.ipynb #dd1a01e9
 def main(words: Sequence[str] | None = None) -> None:
     """The `fromage` command."""
     given = vars(make_parser().parse_args(words))
     command = given.pop("command")
     if "run" in given:
-        asked = {name.removeprefix("parameter "): value for name, value in given.items() if name.startswith("parameter ")}
+        asked = {name.removeprefix("parameter "): value
+                 for name, value in given.items() if name.startswith("parameter ")}
         return run_notebook(given["run"], given["notebook"], asked)
     if command == "reports":
         return write_reports(given["runs"], given["folder"])

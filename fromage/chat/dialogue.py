@@ -4,43 +4,44 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'QUESTIONS', 'PLAIN', 'MOST_ATTEMPTS', 'PlainShare', 'PlainCount', 'PlainPiece', 'PlainStep',
-           'PlainExchange', 'LONGEST_TEXT', 'FORMAT', 'FILE_FIELDS', 'PAGE', 'split_template', 'read_piece', 'Step',
-           'Exchange', 'tidy', 'Dialogue', 'clean_text', 'ask', 'change_last', 'give_answer', 'undo', 'reset',
-           'regenerate', 'edit_last', 'join_texts', 'exchange_pieces', 'is_bare', 'prompt_pieces', 'fit_context',
-           'plain_piece', 'export_json', 'import_json', 'piece_html', 'transcript']
+           'PlainExchange', 'LONGEST_TEXT', 'split_template', 'read_piece', 'Step', 'Exchange', 'tidy', 'Dialogue',
+           'clean_text', 'ask', 'change_last', 'give_answer', 'undo', 'reset', 'regenerate', 'edit_last', 'join_texts',
+           'exchange_pieces', 'is_bare', 'prompt_pieces', 'fit_context']
 
 # %% ../../nbs/chat/01_dialogue.ipynb #be333ddb
-import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from html import escape
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, Strict
 
-from .pictures import (DialogueError, Picture, PlainPicture, PlainText, picture_html, plain_picture,
-                                   text_html)
-from ..core.boundaries import adapter, read_as, whole
+from .pictures import DialogueError, Picture, PlainPicture, PlainText
+from ..core.boundaries import adapter, whole
 from ..core.config import told
-from ..model.model import RET
+from ..model.tokens import RET
 
 # %% ../../nbs/chat/01_dialogue.ipynb #f7edcc84
 FIELDS = ("{images}", "{text}", "{reply}")
-QUESTIONS, PLAIN = "{images}Q: {text}\nA: {reply}\n", "{images}{text}{reply}\n"
+QUESTIONS = "{images}Q: {text}\nA: {reply}\n"
+PLAIN = "{images}{text}{reply}\n"
 
 
 def split_template(template: str) -> list[str]:
-    """A template's parts, fields and the texts between them; DialogueError unless each field is there once, the reply last."""
+    """A template's parts, fields and the texts between them; DialogueError unless each field is there once,
+    the reply last."""
     parts = [part for part in re.split("(" + "|".join(map(re.escape, FIELDS)) + ")", template) if part]
-    if any(parts.count(name) != 1 for name in FIELDS) or max(map(parts.index, FIELDS)) != parts.index("{reply}"):
-        raise DialogueError(f"The template {template!r} needs {', '.join(FIELDS)}, each once and {{reply}} last of them.")
+    if any(parts.count(name) != 1 for name in FIELDS) or max(map(parts.index,
+                                                                 FIELDS)) != parts.index("{reply}"):
+        raise DialogueError(f"The template {template!r} needs {', '.join(FIELDS)}, each once and {{reply}} "
+                            "last of them.")
     return parts
 
 # %% ../../nbs/chat/01_dialogue.ipynb #b14781d1
 MOST_ATTEMPTS = 1_000_000
 PlainShare = Annotated[float, Strict(), Field(ge=0, le=1), told("a number from 0 to 1")]
-PlainCount = Annotated[int, Strict(), Field(ge=0, le=MOST_ATTEMPTS), told(f"a whole number from 0 to {MOST_ATTEMPTS:,}")]
+PlainCount = Annotated[int, Strict(), Field(ge=0, le=MOST_ATTEMPTS),
+                       told(f"a whole number from 0 to {MOST_ATTEMPTS:,}")]
 
 
 def read_piece(value: Any) -> str | Picture:
@@ -64,7 +65,8 @@ PlainStep = Annotated[Step, whole("token", "own", "steered")]
 
 @dataclass(frozen=True)
 class Exchange:
-    """Pictures and a question; texts and pictures of the answer, None while there is none; `attempt` counts regenerations."""
+    """Pictures and a question; texts and pictures of the answer, None while there is none;
+    `attempt` counts regenerations."""
     text: PlainText
     pictures: Annotated[tuple[PlainPicture, ...], told("a list")] = ()
     answer: Annotated[tuple[PlainPiece, ...] | None, told("a list")] = None
@@ -77,7 +79,8 @@ def tidy(exchange: Exchange) -> Exchange:
     return replace(exchange, text=clean_text(exchange.text, exchange.pictures))
 
 
-PlainExchange = Annotated[Exchange, whole("text", "pictures", "answer", "steps", "attempt"), AfterValidator(tidy)]
+PlainExchange = Annotated[Exchange, whole("text", "pictures", "answer", "steps", "attempt"),
+                          AfterValidator(tidy)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def clean_text(text: str, pictures: Sequence[Picture]) -> str:
     if not text and not pictures:
         raise DialogueError("Nothing to send yet: type something, or add an image.")
     if len(text) > LONGEST_TEXT:
-        raise DialogueError(f"The text has {len(text):,} characters; up to {LONGEST_TEXT:,} can be sent at once.")
+        raise DialogueError(f"The text has {len(text):,} characters; up to {LONGEST_TEXT:,} can be sent at "
+                            "once.")
     return text
 
 
@@ -170,13 +174,15 @@ def exchange_pieces(exchange: Exchange, parts: Sequence[str], shown_pictures: bo
     for part in parts:
         if part == "{reply}":
             if exchange.answer is None:
-                return [*pieces[:-1], pieces[-1].rstrip(" ")] if pieces and isinstance(pieces[-1], str) else pieces
+                return [*pieces[:-1], pieces[-1].rstrip(" ")] if pieces and isinstance(pieces[-1],
+                                                                                       str) else pieces
             texts = [piece for piece in exchange.answer if shown_pictures or isinstance(piece, str)]
             for number, piece in enumerate(texts):
                 spaced = number and isinstance(piece, str) and isinstance(texts[number - 1], str)
                 pieces.append(f" {piece}" if spaced else piece)
         else:
-            pieces += exchange.pictures if part == "{images}" else [exchange.text if part == "{text}" else part]
+            pieces += exchange.pictures if part == "{images}" else [exchange.text if part == "{text}"
+                                                                    else part]
     return pieces
 
 
@@ -186,16 +192,20 @@ def is_bare(exchange: Exchange) -> bool:
 
 
 def prompt_pieces(dialogue: Dialogue, first: int = 0, bare: bool = False) -> list[str | Picture]:
-    """Texts and pictures of the prompt, from exchange `first` on; `bare`: the last question without the template."""
-    forms, pieces = {False: split_template(dialogue.template), True: split_template(PLAIN)}, []
+    """Texts and pictures of the prompt, from exchange `first` on;
+    `bare`: the last question without the template."""
+    forms = {False: split_template(dialogue.template), True: split_template(PLAIN)}
+    pieces = []
     for exchange in dialogue.exchanges[first:]:
         form = forms[bare if exchange.answer is None else is_bare(exchange)]
         pieces += exchange_pieces(exchange, form, dialogue.shown_pictures)
     return join_texts(pieces)
 
 # %% ../../nbs/chat/01_dialogue.ipynb #c4030001
-def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int], limit: int, bare: bool = False) -> int:
-    """How many of the oldest exchanges must be left out for a prompt of at most `limit` tokens, which `count` counts."""
+def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int], limit: int,
+                bare: bool = False) -> int:
+    """How many of the oldest exchanges must be left out for a prompt of at most `limit` tokens,
+    which `count` counts."""
     for first in range(len(dialogue.exchanges)):
         size = count(prompt_pieces(dialogue, first, bare))
         if size <= limit:
@@ -204,79 +214,3 @@ def fit_context(dialogue: Dialogue, count: Callable[[list[str | Picture]], int],
         return 0
     raise DialogueError(f"This question alone takes {size} tokens; there is room for {limit}. "
                         "Shorten it, or allow a shorter reply.")
-
-# %% ../../nbs/chat/01_dialogue.ipynb #af8c305c
-FORMAT = "fromage dialogue 1"
-
-
-def plain_piece(piece: str | Picture) -> object:
-    """A piece in JSON's types."""
-    return piece if isinstance(piece, str) else plain_picture(piece)
-
-
-def export_json(dialogue: Dialogue) -> str:
-    """The dialogue as a JSON text that `import_json` reads."""
-    exchanges = [{"text": one.text, "pictures": [plain_piece(piece) for piece in one.pictures],
-                  "answer": None if one.answer is None else [plain_piece(piece) for piece in one.answer],
-                  "steps": [asdict(step) for step in one.steps], "attempt": one.attempt} for one in dialogue.exchanges]
-    content = {"format": FORMAT, "template": dialogue.template, "shown_pictures": dialogue.shown_pictures, "exchanges": exchanges}
-    return json.dumps(content, ensure_ascii=False, indent=1)
-
-# %% ../../nbs/chat/01_dialogue.ipynb #d41a6c03
-FILE_FIELDS = ("format", "template", "shown_pictures", "exchanges")
-
-
-def import_json(text: str | bytes) -> Dialogue:
-    """The dialogue in a JSON text; DialogueError where it is not one."""
-    try:
-        content = read_as(Annotated[dict, whole(*FILE_FIELDS)], json.loads(text), "the file", DialogueError)
-        read_as(Annotated[Literal[FORMAT], told(repr(FORMAT))], content.pop("format"), "the file.format", DialogueError)
-        dialogue = read_as(Dialogue, content, "the file", DialogueError)
-        for place, exchange in enumerate(dialogue.exchanges[:-1]):
-            if exchange.answer is None:
-                raise DialogueError(f"the file.exchanges[{place}].answer = None: allowed is a list; only the last question "
-                                    "may have no answer")
-        return dialogue
-    except (ValueError, RecursionError) as problem:  # the first is also what a JSON text with a mistake raises
-        reason = problem if isinstance(problem, DialogueError) else f"{type(problem).__name__} {problem}"
-        raise DialogueError(f"This is not an exported dialogue ({reason}).") from None
-
-# %% ../../nbs/chat/01_dialogue.ipynb #7eebe17a
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-  background: #fff; }}
-.question {{ margin: 1.2rem 0 .2rem 20%; background: #e8f0fe; padding: .5rem .9rem; border-radius: .8rem; }}
-.answer {{ margin: .2rem 20% 0 0; background: #f3f3f3; padding: .5rem .9rem; border-radius: .8rem; }}
-figure {{ display: inline-block; margin: .4rem .6rem .2rem 0; }}
-img {{ max-width: 12rem; min-width: 6rem; border-radius: .4rem; }}
-figcaption {{ font-size: .8rem; color: #555; }} .ret {{ font-size: .75rem; color: #666; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
-
-
-def piece_html(piece: str | Picture) -> str:
-    """A text as a paragraph, a picture as a figure with a description."""
-    return f"<p>{text_html(piece)}</p>" if isinstance(piece, str) else picture_html(piece)
-
-
-def transcript(dialogue: Dialogue, title: str = "A dialogue with FROMAGe") -> str:
-    """The dialogue as a self-contained HTML page."""
-    body = []
-    for one in dialogue.exchanges:
-        question = [*one.pictures, one.text] if one.text else one.pictures
-        body.append(f'<div class="question" aria-label="You">{"".join(map(piece_html, question))}</div>')
-        if one.answer is not None:
-            body.append(f'<div class="answer" aria-label="FROMAGe">{"".join(map(piece_html, one.answer))}</div>')
-    return PAGE.format(title=escape(title), body="\n".join(body))

@@ -38,7 +38,8 @@ CAPTION = Example("Caption", "A picture, described in words.", PLAIN, (Line("", 
 SHOWN = (CAPTION, *EXAMPLES)
 
 
-def play_lines(conversation: Conversation, example: Example, seed: int = 0, decoding: Decoding = Decoding(images=3)) -> Dialogue:
+def play_lines(conversation: Conversation, example: Example, seed: int = 0,
+               decoding: Decoding = Decoding(images=3)) -> Dialogue:
     """The dialogue that an example becomes with pictures drawn by the seed."""
     dialogue = Dialogue(template=example.template)
     for number, line in enumerate(example.lines):
@@ -55,7 +56,10 @@ def turn_label(exchange: Exchange) -> str:
 
 def dialogue_panel(dialogues: Sequence[Dialogue], size: float = 1.1) -> Figure:
     """Dialogues as rows of pictures; the picture of a question is marked by a frame."""
-    rows, labels, titles, marked = [], [], [], []
+    rows = []
+    labels = []
+    titles = []
+    marked = []
     for exchange in (exchange for dialogue in dialogues for exchange in dialogue.exchanges):
         found = [piece for piece in exchange.answer if isinstance(piece, Picture)]
         marked += [(len(rows), place) for place in range(len(exchange.pictures))]
@@ -66,9 +70,13 @@ def dialogue_panel(dialogues: Sequence[Dialogue], size: float = 1.1) -> Figure:
 
 # %% ../../nbs/chat/07_examples.ipynb #d346c3de
 def few_shot_panel(conversation: Conversation, count: int = 3, shots: int = 2, seed: int = 0) -> Figure:
-    """Episodes in rows: examples with their words, then the picture to name with the model's words and the right one."""
-    rng, assistant = random.Random(f"few shots {seed}"), conversation.assistant
-    rows, titles, marked = [], [], []
+    """Episodes in rows: examples with their words, then the picture to name with
+    the model's words and the right one."""
+    rng = random.Random(f"few shots {seed}")
+    assistant = conversation.assistant
+    rows = []
+    titles = []
+    marked = []
     for number in range(count):
         episode = make_episode(rng, shots)
         prompt = build_prompt(assistant.model, naming_pieces(assistant.tower, episode, seed + 1000 * number))
@@ -76,7 +84,8 @@ def few_shot_panel(conversation: Conversation, count: int = 3, shots: int = 2, s
         scenes = [scene for scene, _ in episode.examples] + [episode.query]
         rows.append([draw_scene(scene, seed + 1000 * number + place) for place, scene in enumerate(scenes)])
         said = assistant.model.vocabulary.decode(ids).strip()
-        titles.append([f"a {word}" for _, word in episode.examples] + [f"says: a {said}\nright: {episode.words[episode.right]}"])
+        titles.append([f"a {word}" for _, word in episode.examples] + [f"says: a {said}\nright: "
+                                                                       f"{episode.words[episode.right]}"])
         marked.append((number, len(scenes) - 1))
     return image_grid(rows, titles=titles, marked=marked, size=1.4)
 
@@ -104,10 +113,14 @@ MESSAGES = {
 
 
 def picture_rates(conversation: Conversation, each: int = 10, seed: int = 0) -> dict[str, Estimate]:
-    """Kind of message -> percentage answered with a picture where the model decides; forms are drawn for the interval."""
-    rng, rates, decoding = random.Random(f"messages {seed}"), {}, Decoding(max_new_tokens=12)
+    """Kind of message -> percentage answered with a picture where the model decides;
+    forms are drawn for the interval."""
+    rng = random.Random(f"messages {seed}")
+    rates = {}
+    decoding = Decoding(max_new_tokens=12)
     for kind, forms in MESSAGES.items():
-        shown, groups = [], [form for form in forms for _ in range(each)]
+        shown = []
+        groups = [form for form in forms for _ in range(each)]
         for form in groups:
             words = {"c": tuple(COLOURS), "k": KINDS, "s": SIZES, "g": tuple(GROUNDS)}
             text = form.format(**{name: rng.choice(values) for name, values in words.items()})
@@ -121,7 +134,8 @@ LONG_REPLY = Decoding(max_new_tokens=32, min_words=12, max_rets=2, images=3, ret
 
 
 def large_gallery(folder: Path, width: int, count: int = 20_000, seed: int = 0) -> Gallery:
-    """A gallery of random embeddings (count, width) whose pictures are a folder's, again and again; ValueError without any."""
+    """A gallery of random embeddings (count, width) whose pictures are a folder's, again and again;
+    ValueError without any."""
     names = [found.id for found in ImageFolder(folder).find()]
     if not names:
         raise ValueError(f"{folder}: no images; allowed is a folder with at least one")
@@ -130,25 +144,34 @@ def large_gallery(folder: Path, width: int, count: int = 20_000, seed: int = 0) 
     return Gallery(ImageIndex([f"{row} {name}" for row, name in enumerate(paths)], embeddings, paths), folder)
 
 # %% ../../nbs/chat/07_examples.ipynb #a3d1f0c4
-def time_reply(conversation: Conversation, asked: Dialogue, decoding: Decoding = LONG_REPLY) -> dict[str, float]:
-    """Seconds to the first token and to the whole reply, features and markup included; its tokens and images."""
-    fresh, moments = replace(conversation, features={}), [time.perf_counter()]
+def time_reply(conversation: Conversation, asked: Dialogue,
+               decoding: Decoding = LONG_REPLY) -> dict[str, float]:
+    """Seconds to the first token and to the whole reply, features and markup included;
+    its tokens and images."""
+    fresh = replace(conversation, features={})
+    moments = [time.perf_counter()]
 
     def show(pieces: Sequence[str | Picture], steps: Sequence[Step]) -> bool:
-        shown = answer_html(pieces, growing=True), probability_plot(steps)  # what the page makes, without its widgets
+        # what the page makes, without its widgets
+        shown = answer_html(pieces, growing=True), probability_plot(steps)
         moments.append(time.perf_counter())
         return all(shown)
 
     last = fresh.respond(asked, decoding, show).exchanges[-1]
-    whole, images = time.perf_counter() - moments[0], sum(isinstance(piece, Picture) for piece in last.answer)
-    return {"first token (s)": moments[1] - moments[0], "reply (s)": whole, "tokens": len(last.steps), "images": images}
+    whole = time.perf_counter() - moments[0]
+    images = sum(isinstance(piece, Picture) for piece in last.answer)
+    return {"first token (s)": moments[1] - moments[0], "reply (s)": whole, "tokens": len(last.steps),
+            "images": images}
 
 
 def time_replies(conversation: Conversation, count: int = 8, turns: int = 8, seed: int = 0) -> pd.DataFrame:
-    """`time_reply` for `count` questions, each with a picture of the gallery, behind `turns` other questions."""
+    """`time_reply` for `count` questions, each with a picture of the gallery,
+    behind `turns` other questions."""
     earlier = Dialogue()
     for _ in range(turns):
-        earlier = give_answer(ask(earlier, "is there a small red ball on the grass?"), ["yes, it is on the left"])
-    questions = [ask(earlier, "what do you see?", [picture]) for picture in conversation.gallery.choose(count, seed)]
+        earlier = give_answer(ask(earlier, "is there a small red ball on the grass?"),
+                              ["yes, it is on the left"])
+    questions = [ask(earlier, "what do you see?", [picture])
+                 for picture in conversation.gallery.choose(count, seed)]
     time_reply(conversation, questions[0])  # does not count
     return pd.DataFrame([time_reply(conversation, asked) for asked in questions])

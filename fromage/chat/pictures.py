@@ -20,10 +20,11 @@ from pydantic import AfterValidator, Field, PlainValidator, Strict, ValidationIn
 from ..core.boundaries import whole
 from ..core.config import Refused, told
 from ..data.sources import IMAGE_FORMATS, BadImage, decode_image
-from ..model.model import RET
+from ..model.tokens import RET
 
 # %% ../../nbs/chat/00_pictures.ipynb #76af7756
-LONGEST_SIDE, MOST_UPLOAD_PIXELS = 512, 32_000_000
+LONGEST_SIDE = 512
+MOST_UPLOAD_PIXELS = 32_000_000
 
 
 class DialogueError(ValueError):
@@ -47,13 +48,16 @@ def read_png(value: Any, info: ValidationInfo) -> bytes:
 
 
 PlainText = Annotated[str, Strict(), AfterValidator(in_unicode), told("a text in Unicode")]
-PlainRow = Annotated[Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] | None, told("null or a whole number from 0")]
-PlainScore = Annotated[Annotated[float, Strict(), Field(ge=-1.01, le=1.01)] | None, told("null or a cosine, from -1 to 1")]
+PlainRow = Annotated[Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)] | None,
+                     told("null or a whole number from 0")]
+PlainScore = Annotated[Annotated[float, Strict(), Field(ge=-1.01, le=1.01)] | None,
+                       told("null or a cosine, from -1 to 1")]
 
 # %% ../../nbs/chat/00_pictures.ipynb #9b1c0a01
 @dataclass(frozen=True)
 class Picture:
-    """An image file, what it is called, and, where an index brought it, its row there and its cosine with the query."""
+    """An image file, what it is called, and, where an index brought it,
+    its row there and its cosine with the query."""
     name: PlainText
     data: Annotated[bytes, Field(alias="png"), PlainValidator(read_png)] = field(repr=False)
     row: PlainRow = None
@@ -88,7 +92,8 @@ def read_picture(name: str, data: bytes, row: int | None = None, score: float | 
     except (OSError, ValueError, Image.DecompressionBombError) as problem:
         if isinstance(problem, DialogueError):
             raise
-        raise DialogueError(f"{name} is not an image that can be read; use a JPEG, PNG, WebP, GIF or BMP file.") from None
+        raise DialogueError(f"{name} is not an image that can be read; use a JPEG, PNG, WebP, GIF or BMP "
+                            "file.") from None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -45,12 +45,14 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     line = (str(error).splitlines() or [""])[0][:300]
-    return line if isinstance(error, (ValueError, OSError)) and line else f"damaged, or of another kind ({line})"
+    return line if isinstance(error,
+                              (ValueError, OSError)) and line else f"damaged, or of another kind ({line})"
 
 
 @contextmanager
 def boundary(path: str | Path, allowed: str, kind: type[Exception] = BoundaryError) -> Iterator[None]:
-    """Turns any error inside into a `kind` of one line: the file, what is wrong with it, and what is `allowed`."""
+    """Turns any error inside into a `kind` of one line: the file, what is wrong with it,
+    and what is `allowed`."""
     try:
         yield
     except Exception as error:
@@ -82,7 +84,8 @@ def check_shape(value: Any, shape: Any, place: str = "") -> Any:
     elif isinstance(shape, dict) and isinstance(value, Mapping):
         named = {name: shape[str] for name in value} if str in shape else shape
         for name, inner in named.items():
-            below, optional = f"{place}.{name.rstrip('?')}".lstrip("."), name.endswith("?") and name not in value
+            below = f"{place}.{name.rstrip('?')}".lstrip(".")
+            optional = name.endswith("?") and name not in value
             if not optional and name.rstrip("?") not in value:
                 raise Misshapen(f"{below} is missing; allowed is {name_shape(inner)}")
             if name.rstrip("?") in value:
@@ -113,7 +116,8 @@ def whole(*names: str) -> BeforeValidator:
 
 def describe_problem(kind: Any, problem: Any, name: str = "") -> str:
     """A problem of pydantic's in one line: the place below `name`, what stands there and what is allowed."""
-    parts, said = [name, *problem["loc"]], problem.get("ctx", {}).get("error")
+    parts = [name, *problem["loc"]]
+    said = problem.get("ctx", {}).get("error")
     places = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part != ""]
     place = "".join(places).lstrip(".")
     if problem["type"] == "unexpected_keyword_argument":
@@ -136,7 +140,8 @@ def adapter(kind: Any) -> TypeAdapter:
 
 
 def read_as(kind: Any, value: Any, name: str = "", error: type[Exception] = Misshapen) -> Any:
-    """`value` from a file as a `kind`; an `error` of one line where it is none. An unknown name is said before all else."""
+    """`value` from a file as a `kind`; an `error` of one line where it is none.
+    An unknown name is said before all else."""
     try:
         return adapter(kind).validate_python(value)
     except ValidationError as problems:
@@ -155,25 +160,31 @@ def check_replaceable(*paths: Path, kind: type[Exception] = BoundaryError) -> No
     """`kind` for the first of `paths` that is there and no file."""
     for path in paths:
         if path.exists() and not path.is_file():
-            raise kind(f"{path}: is no file but a folder; allowed is a file, or nothing; name another output, or move it away")
+            raise kind(f"{path}: is no file but a folder; allowed is a file, or nothing; name another "
+                       "output, or move it away")
 
 # %% ../../nbs/core/13_boundaries.ipynb #10b00011
 def check_finite(rows: Any, place: str | Path, first: int = 0, kind: type[Exception] = BoundaryError) -> None:
-    """`kind` for the first of `rows` (N, ...), an array or a tensor on the CPU, that is not finite; `first` is the number of
+    """`kind` for the first of `rows` (N, ...), an array or a tensor on the CPU, that is not finite;
+    `first` is the number of
     the first one in `place`."""
     for start in range(0, len(rows), 16384):
         part = np.asarray(rows[start:start + 16384])
         fine = np.isfinite(part).reshape(len(part), -1).all(axis=1)
         if not fine.all():
-            raise kind(f"{place}: row {first + start + int(fine.argmin())} holds NaN or infinity; allowed are finite numbers")
+            raise kind(f"{place}: row {first + start + int(fine.argmin())} holds NaN or infinity; allowed "
+                       "are finite numbers")
 
 # %% ../../nbs/core/13_boundaries.ipynb #5c0ec1b3
 class TextColumn(Sequence):
     """One field of a file of JSON lines as a sequence of texts, read from disk when asked for."""
 
     def __init__(self, lines: np.ndarray, offsets: np.ndarray, field: str, path: str | Path):
-        self.lines, self.offsets = lines, offsets  # bytes of the file; (N + 1,) starts of its lines
-        self.field, self.path = field, path
+        # bytes of the file; (N + 1,) starts of its lines
+        self.lines = lines
+        self.offsets = offsets
+        self.field = field
+        self.path = path
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

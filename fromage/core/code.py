@@ -46,7 +46,8 @@ def imported_modules(name: str) -> set[str]:
 @cache
 def code_key(*names: str) -> str:
     """A hash of the modules `names` (`room.module`) and of all that they import from this package."""
-    known, new = {}, set(names)
+    known = {}
+    new = set(names)
     while new:
         known |= {name: module_tree(name) for name in new}
         new = set().union(*(imported_modules(name) for name in new)) - known.keys()

@@ -56,7 +56,8 @@ FULL_CONTEXT = "FROMAGe, 5 captions + 4 images †"
 def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`train`: the finding, and what it does not show."""
     search, named, asked = (("grounded", name) for name in (
-        "caption to image: R@1 of the ceiling", "captions: precision of things named", "colour asked, one thing"))
+        "caption to image: R@1 of the ceiling", "captions: precision of things named",
+        "colour asked, one thing"))
     found, written = (look(metrics, "controls", name) or {} for name in ("found", "written"))
     return sentences(
         say(("a caption finds its image in {} %", look(metrics, "text_to_image.R@1")),
@@ -66,7 +67,8 @@ def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
             ("chance {:.1f} %", look(metrics, *search, "chance"))),
         say(*((f"with {name} in its place the captions written have a BLEU-4 of {{}}" if number else
                "captions written from the image have a BLEU-4 of {}", look(written, name, "BLEU-4"))
-              for number, name in enumerate(("the image", "another image", "no image", "the truth in words")))),
+              for number, name in enumerate(("the image", "another image", "no image",
+                                             "the truth in words")))),
         say(("of the things that written captions name {} % are there", look(metrics, *named, "value")),
             ("of those named for another image {} %", look(metrics, *named, "another image")),
             ("of those named without one {} %", look(metrics, *named, "no image"))),
@@ -77,7 +79,8 @@ def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 def find_stories(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_vist`: the finding, and what it does not show."""
-    size, controls = look(metrics, "gallery images"), look(metrics, "controls") or {}
+    size = look(metrics, "gallery images")
+    controls = look(metrics, "controls") or {}
     against = {name.partition(" minus ")[2]: look(row, "difference")
                for name, row in (look(metrics, "control differences") or {}).items()}
     return sentences(
@@ -130,7 +133,8 @@ def find_telling(metrics: Mapping[str, Any]) -> tuple[str, str]:
     right = look(metrics, "programmatic relevance, right (% of facts)") or {}
     parts = [(f"{name.removesuffix(', greedy').removeprefix('FROMAGe, ')} {{}}", look(right, name))
              for name in right if name.endswith(", greedy") and "whole story" not in name]
-    told, opening = say(*parts), "Facts told of the last picture that are true of it, in %, by what the model saw:"
+    told = say(*parts)
+    opening = "Facts told of the last picture that are true of it, in %, by what the model saw:"
     return (f"{opening} {told[:1].lower()}{told[1:]}" if told else "",
             "whether people find an ending coherent, relevant or worth reading")
 
@@ -202,27 +206,31 @@ def find_features(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_knowledge`: the finding, and what it does not show."""
-    systems = (("maps trained on names find its picture among the ten best in {} %", "maps on the language model"),
+    systems = (("maps trained on names find its picture among the ten best in {} %",
+                "maps on the language model"),
                ("on random weights in {} %", "random weights"),
                ("the language model's own states in {} %", "the model's own states, best of all"),
                ("words alone in {} %", "tf-idf of names and further names"))
     return sentences(*(
         say(*((f"{opening}{text}" * bool(number == 0) or text, look(metrics, group, name, "R@10"))
-              for number, (text, name) in enumerate(systems)), ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
+              for number, (text, name) in enumerate(systems)),
+            ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
         for group, opening in (("own queries", "of a query that names nothing "),
                                ("definitions", "of a lexicographer's definition ")))), (
         "that a network has learned to see: pictures are principal components of their pixels")
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
-    "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues, "tell_stories": find_telling,
+    "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues,
+    "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
     "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
     "eval_knowledge": find_knowledge}
 
 
 def note_finding(record: RunRecord) -> str:
-    """Writes `finding` and `limits` into a finished record; returns them as Markdown, empty where nothing can be said."""
+    """Writes `finding` and `limits` into a finished record; returns them as Markdown,
+    empty where nothing can be said."""
     if record.run not in FINDINGS:
         raise ValueError(f"{record.run}: no sentence for this run; allowed is {', '.join(FINDINGS)}")
     record.finding, more = FINDINGS[record.run](record.metrics)

@@ -23,7 +23,8 @@ from .records import write_json
 
 # %% ../../nbs/core/07_folders.ipynb #03f01d05
 class FolderHeld(ValueError):
-    """A folder cannot be written, or another process writes it; the message says which process, and since when."""
+    """A folder cannot be written, or another process writes it;
+    the message says which process, and since when."""
 
 
 def describe_holder() -> dict[str, str | int]:
@@ -50,7 +51,8 @@ def read_holder(note: Path) -> str:
 
 # %% ../../nbs/core/07_folders.ipynb #03f01d08
 class Hold(AbstractContextManager):
-    """A folder, made when missing, or a `name` in it, that only this process writes until `release`; FolderHeld where another
+    """A folder, made when missing, or a `name` in it, that only this process writes until `release`;
+    FolderHeld where another
     one does."""
 
     def __init__(self, folder: str | Path, name: str = ""):

@@ -18,22 +18,27 @@ def draw_formula(tex: str) -> str:
         path = TextPath((0, 0), f"${tex}$", size=10)
     except (ValueError, RuntimeError):
         return f"<code>{escape(tex)}</code>"
-    box, letters = path.get_extents(), {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
+    box = path.get_extents()
+    letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
     drawn = " ".join(letters[code] + " ".join(f"{place:.2f}" for place in (points if code != 79 else ()))
                      for points, code in path.iter_segments(curves=True, simplify=False))
-    view, drop = f"{box.x0:.2f} {-box.y1:.2f} {box.width:.2f} {box.height:.2f}", max(-box.y0, 0.0) / 10
+    view = f"{box.x0:.2f} {-box.y1:.2f} {box.width:.2f} {box.height:.2f}"
+    drop = max(-box.y0, 0.0) / 10
     return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" viewBox="{view}" '
             f'style="height:{box.height / 10:.3f}em;vertical-align:-{drop:.3f}em">'
             f'<path transform="scale(1,-1)" fill="currentColor" d="{drawn}"/></svg>')
 
 # %% ../../nbs/core/15_formulas.ipynb #a150009
-OPAQUE = r"<(pre|code|script|style|svg|textarea)\b.*?</\1>|<[^>]+>"  # what is left alone: code as a whole, and tags
+# what is left alone: code as a whole, and tags
+OPAQUE = r"<(pre|code|script|style|svg|textarea)\b.*?</\1>|<[^>]+>"
 
 
 def set_formulas(page: str) -> str:
     """HTML with every `$formula$` outside of code drawn."""
     opaque = [found.span() for found in re.finditer(OPAQUE, page, re.DOTALL)]
-    ends, starts = [0, *(end for _, end in opaque)], [*(start for start, _ in opaque), len(page)]
-    texts = [re.sub(r"(\$\$?)(?=\S)([^$]+?)(?<=\S)\1(?!\d)", lambda found: draw_formula(unescape(found[2])), page[end:start])
+    ends = [0, *(end for _, end in opaque)]
+    starts = [*(start for start, _ in opaque), len(page)]
+    texts = [re.sub(r"(\$\$?)(?=\S)([^$]+?)(?<=\S)\1(?!\d)", lambda found: draw_formula(unescape(found[2])),
+                    page[end:start])
              for end, start in zip(ends, starts)]
     return "".join(text + page[start:end] for text, (start, end) in zip(texts, [*opaque, (0, 0)]))

@@ -45,7 +45,8 @@ def write_line(value: dict[str, Any]) -> bytes:
 
 
 def parse_line(line: bytes, summed: bool) -> dict[str, Any]:
-    """The object of a line; ValueError where it is none, or where its sum differs, or is absent though `summed`."""
+    """The object of a line; ValueError where it is none, or where its sum differs,
+    or is absent though `summed`."""
     value, (start, mark, told) = json.loads(line), line.rpartition(MARK)
     if not isinstance(value, dict):
         raise ValueError("no object")
@@ -57,12 +58,14 @@ def parse_line(line: bytes, summed: bool) -> dict[str, Any]:
 
 def parse_lines(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
     """The JSON objects of whole lines; ValueError names the first that is damaged."""
-    values, summed = [], bool(lines) and MARK in lines[0]
+    values = []
+    summed = bool(lines) and MARK in lines[0]
     for number, line in enumerate(lines, 1):
         try:
             values.append(parse_line(line, summed))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} is damaged ({error}); delete the file to begin anew, or this line and "
+            raise ValueError(f"{path}: line {number} is damaged ({error}); delete the file to begin anew, "
+                             "or this line and "
                              "those behind it to keep the others") from None
     return values
 
@@ -71,7 +74,8 @@ class LineJournal(AbstractContextManager):
     """JSON objects in a file, in the order they were appended, behind a header; `lines` holds them."""
 
     def __init__(self, path: str | Path, header: dict[str, Any]):
-        self.path, self.lines = resolve_path(path), []
+        self.path = resolve_path(path)
+        self.lines = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = claim(self.path)
         self.stream = open(self.path, "a+b")
@@ -92,7 +96,8 @@ class LineJournal(AbstractContextManager):
             return
         first, *self.lines = parse_lines(self.path, whole)
         if first != header:
-            raise ValueError(f"{self.path}: holds results of another model, data, study or way of scoring; name another file, "
+            raise ValueError(f"{self.path}: holds results of another model, data, study or way of scoring; "
+                             "name another file, "
                              "or delete it to begin anew")
 
     def write(self, value: dict[str, Any]) -> None:
@@ -121,7 +126,8 @@ class Journal(LineJournal):
     def __init__(self, path: str | Path, identity: dict[str, Any]):
         super().__init__(path, {"journal": 1, "identity": hash_value(identity)})
         try:
-            self.arrays = {line["name"]: np.frombuffer(base64.b64decode(line["data"]), "<f4").reshape(line["shape"])
+            self.arrays = {line["name"]: np.frombuffer(base64.b64decode(line["data"]),
+                                                       "<f4").reshape(line["shape"])
                            for line in self.lines}
         except (ValueError, KeyError, TypeError) as error:
             self.close()

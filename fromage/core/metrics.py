@@ -16,8 +16,10 @@ from scipy import stats
 
 # %% ../../nbs/core/03_metrics.ipynb #8ed9d78d
 def ranks(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rank of candidate `target` (Q,) among `scores` (Q, N), 1 is best: (Q,). Ties and nan count against the model."""
-    scores, target = np.asarray(scores), np.asarray(target)
+    """Rank of candidate `target` (Q,) among `scores` (Q, N), 1 is best: (Q,).
+    Ties and nan count against the model."""
+    scores = np.asarray(scores)
+    target = np.asarray(target)
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(f"scores {scores.shape} and target {target.shape}: allowed are (Q, N) and (Q,)")
     if target.size and not (0 <= target.min() and target.max() < scores.shape[1]):
@@ -41,17 +43,22 @@ def ndcg(scores: np.ndarray, relevance: np.ndarray) -> np.ndarray:
 
     Among equal scores the less relevant candidate comes first.
     """
-    scores, relevance = np.asarray(scores, dtype=float), np.asarray(relevance, dtype=float)
+    scores = np.asarray(scores, dtype=float)
+    relevance = np.asarray(relevance, dtype=float)
     if scores.shape != relevance.shape or scores.ndim != 2:
-        raise ValueError(f"scores {scores.shape} and relevance {relevance.shape}: allowed are two of the same (Q, N)")
+        raise ValueError(f"scores {scores.shape} and relevance {relevance.shape}: allowed are two of the "
+                         "same (Q, N)")
     if (relevance < 0).any() or np.isnan(scores).any():
-        raise ValueError("a negative relevance or a score that is nan: allowed are relevances from 0 and real scores")
+        raise ValueError("a negative relevance or a score that is nan: allowed are relevances from 0 and "
+                         "real scores")
     order = np.lexsort((relevance, -scores), axis=1)  # (Q, N), best score first
-    ranked, ideal = np.take_along_axis(relevance, order, axis=1), -np.sort(-relevance, axis=1)
+    ranked = np.take_along_axis(relevance, order, axis=1)
+    ideal = -np.sort(-relevance, axis=1)
     counted = np.arange(scores.shape[1]) < (relevance > 0).sum(axis=1, keepdims=True)  # (Q, N), the first K
     discount = np.where(counted, 1 / np.log2(np.arange(scores.shape[1]) + 2), 0)
     best = (ideal * discount).sum(axis=1)
-    return 100 * np.divide((ranked * discount).sum(axis=1), best, out=np.full(len(best), np.nan), where=best > 0)
+    return 100 * np.divide((ranked * discount).sum(axis=1), best, out=np.full(len(best), np.nan),
+                           where=best > 0)
 
 # %% ../../nbs/core/03_metrics.ipynb #fed761f7
 @dataclass(frozen=True)
@@ -81,40 +88,51 @@ def group_numbers(groups: Sequence | None, n: int) -> np.ndarray:
 
 
 def draws(n_groups: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """`samples` times: how often each group was drawn when drawing `n_groups` with replacement, (n_groups,)."""
+    """`samples` times: how often each group was drawn when drawing `n_groups` with replacement,
+    (n_groups,)."""
     generator = np.random.default_rng(seed)
     for _ in range(samples):
         yield np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups)
 
 # %% ../../nbs/core/03_metrics.ipynb #6ec488f3
 def interval_ends(n_groups: int, level: float = 0.95) -> tuple[float, float]:
-    """The quantiles of a bootstrap over so many groups that hold `level`: Hesterberg's expanded percentiles (2015)."""
+    """The quantiles of a bootstrap over so many groups that hold `level`:
+    Hesterberg's expanded percentiles (2015)."""
     if n_groups < 2:  # nothing was drawn: every quantile is the value
         return (1 - level) / 2, (1 + level) / 2
-    low = float(stats.norm.cdf(stats.t.ppf((1 - level) / 2, n_groups - 1) * (n_groups / (n_groups - 1)) ** 0.5))
+    low = float(stats.norm.cdf(stats.t.ppf((1 - level) / 2,
+                                           n_groups - 1) * (n_groups / (n_groups - 1)) ** 0.5))
     return low, 1 - low
 
 
 def bootstrap(values: np.ndarray, groups: Sequence | None = None, seed: int = 0, samples: int = 2000,
               statistic: Callable | None = None, n_total: int | None = None, level: float = 0.95) -> Estimate:
-    """`statistic` (default: mean) of `values` (n,) or rows (n, S), with an expanded percentile interval; groups are drawn whole.
+    """`statistic` (default: mean) of `values` (n,) or rows (n, S), with an expanded percentile interval;
+    groups are drawn whole.
 
-    Rows with nan are left out; `n_total` is the number of items there should be (default: n). None usable: ValueError.
+    Rows with nan are left out; `n_total` is the number of items there should be (default: n).
+    None usable: ValueError.
     """
     values = np.asarray(values, dtype=float)
     groups = group_numbers(groups, len(values))
     used = ~np.isnan(values.reshape(len(values), -1)).any(axis=1)
-    n_total, n_used = len(values) if n_total is None else n_total, int(used.sum())
+    n_total = len(values) if n_total is None else n_total
+    n_used = int(used.sum())
     if not 0 < n_used <= n_total:
-        raise ValueError(f"{n_used} usable of {n_total} items: allowed is at least one, and no more than there are")
-    values, groups = values[used], group_numbers(groups[used], n_used)
+        raise ValueError(f"{n_used} usable of {n_total} items: allowed is at least one, and no more than "
+                         "there are")
+    values = values[used]
+    groups = group_numbers(groups[used], n_used)
     n_groups = int(groups.max()) + 1
     weights = draws(n_groups, samples, seed)
     if statistic is None:
-        sizes, sums = np.bincount(groups), np.bincount(groups, values)
-        value, results = values.mean(), [drawn @ sums / (drawn @ sizes) for drawn in weights]
+        sizes = np.bincount(groups)
+        sums = np.bincount(groups, values)
+        value = values.mean()
+        results = [drawn @ sums / (drawn @ sizes) for drawn in weights]
     else:
-        value, results = statistic(values), [statistic(np.repeat(values, drawn[groups], axis=0)) for drawn in weights]
+        value = statistic(values)
+        results = [statistic(np.repeat(values, drawn[groups], axis=0)) for drawn in weights]
     low, high = np.quantile(results, interval_ends(n_groups, level))
     return Estimate(float(value), float(low), float(high), n_used, n_total)
 
@@ -122,7 +140,8 @@ def bootstrap(values: np.ndarray, groups: Sequence | None = None, seed: int = 0,
 def retrieval_estimates(ranks: np.ndarray, groups: Sequence | None = None, n_total: int | None = None,
                         seed: int = 0) -> dict[str, Estimate]:
     """R@1, R@5, R@10, MRR and the median rank of `ranks` (Q,), each with its interval."""
-    ranks, shared = np.asarray(ranks, dtype=float), {"groups": groups, "n_total": n_total, "seed": seed}
+    ranks = np.asarray(ranks, dtype=float)
+    shared = {"groups": groups, "n_total": n_total, "seed": seed}
     table = {f"R@{k}": bootstrap(hits(ranks, k), **shared) for k in (1, 5, 10)}
     table["MRR"] = bootstrap(reciprocal_ranks(ranks), **shared)
     table["median rank"] = bootstrap(ranks, statistic=np.median, **shared)
@@ -141,8 +160,10 @@ class Comparison:
 
 def paired_difference(a: np.ndarray, b: np.ndarray, groups: Sequence | None = None, seed: int = 0,
                       samples: int = 2000, n_total: int | None = None) -> Comparison:
-    """Compare two models by their values (n,) on the same items; items with nan in either are left out and counted."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    """Compare two models by their values (n,) on the same items;
+    items with nan in either are left out and counted."""
+    a = np.asarray(a, dtype=float)
+    b = np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"values {a.shape} and {b.shape}: allowed are two arrays of the same items, (n,)")
     difference = bootstrap(a - b, groups, seed, samples, n_total=n_total)
@@ -151,7 +172,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray, groups: Sequence | None = No
     sums = [np.bincount(numbers, values[used])[np.unique(numbers)] for values in (a, b)]  # each (G,)
     if len(sums[0]) == 1:
         return Comparison(difference, 1.0)
-    test = stats.permutation_test(sums, lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
+    test = stats.permutation_test(sums, lambda x, y, axis: np.mean(x - y, axis=axis),
+                                  permutation_type="samples",
                                   vectorized=True, n_resamples=samples, batch=100, rng=seed)
     return Comparison(difference, float(test.pvalue))
 
@@ -168,9 +190,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 # %% ../../nbs/core/03_metrics.ipynb #8241bbe5
-def compare_pairs(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], groups: Sequence | None = None,
-                  seed: int = 0, samples: int = 2000, n_total: int | None = None) -> dict[str, dict[str, Estimate | float]]:
-    """`a minus b` -> the difference of their values (n,) with its interval, its p-value, and that after Holm's correction."""
+def compare_pairs(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]],
+                  groups: Sequence | None = None, seed: int = 0, samples: int = 2000,
+                  n_total: int | None = None) -> dict[str, dict[str, Estimate | float]]:
+    """`a minus b` -> the difference of their values (n,) with its interval, its p-value,
+    and that after Holm's correction."""
     found = [paired_difference(values[a], values[b], groups, seed, samples, n_total) for a, b in pairs]
     adjusted = holm([each.p_value for each in found])
     return {f"{a} minus {b}": {"difference": each.difference, "p": each.p_value, "p (Holm)": float(p)}
@@ -179,13 +203,17 @@ def compare_pairs(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, s
 # %% ../../nbs/core/03_metrics.ipynb #2f02f6b6
 def bleu(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], groups: Sequence | None = None,
          seed: int = 0, samples: int = 1000, n_total: int | None = None) -> Estimate:
-    """Corpus BLEU-4 (sacrebleu's defaults, 0 to 100) with its interval; one or several references a hypothesis."""
+    """Corpus BLEU-4 (sacrebleu's defaults, 0 to 100) with its interval;
+    one or several references a hypothesis."""
     if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} hypotheses, {len(references)} references: allowed is as many of both")
-    metric, counts = BLEU(effective_order=True), []
+        raise ValueError(f"{len(hypotheses)} hypotheses, {len(references)} references: allowed is as many "
+                         "of both")
+    metric = BLEU(effective_order=True)
+    counts = []
     for hypothesis, texts in zip(hypotheses, references):
         score = metric.sentence_score(hypothesis, [texts] if isinstance(texts, str) else list(texts))
-        counts.append([score.sys_len, score.ref_len, *score.counts, *score.totals])  # lengths, 4 matched, 4 possible
+        # lengths, 4 matched, 4 possible
+        counts.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
 
     def corpus_bleu(rows: np.ndarray) -> float:
         sums = rows.sum(axis=0).astype(int).tolist()

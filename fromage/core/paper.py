@@ -19,7 +19,8 @@ from .records import RunRecord
 # %% ../../nbs/core/11_paper.ipynb #9a9e0005
 @dataclass(frozen=True)
 class Claim:
-    """A claim: its place, words and figure in the paper; the report and the paths of our figure and what decides."""
+    """A claim: its place, words and figure in the paper; the report and the paths
+    of our figure and what decides."""
     place: str
     text: str
     paper: str
@@ -48,7 +49,8 @@ def detectable(found: Estimate) -> float:
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0023
 def threshold(claim: Claim, metrics: Mapping[str, Any]) -> float:
-    """What the deciding estimate must exceed: a number, that at a path, the upper end of an estimate there."""
+    """What the deciding estimate must exceed: a number, that at a path,
+    the upper end of an estimate there."""
     if not isinstance(claim.above, tuple):
         return claim.above
     found = look(metrics, *claim.above)
@@ -66,18 +68,21 @@ def answer_claim(claim: Claim, records: Mapping[str, RunRecord]) -> CheckedClaim
     for path, each in ((claim.value, value), (claim.decides, decides)):
         if not isinstance(each, Estimate):
             raise KeyError(f"{claim.text}: {claim.report} has no estimate at {' / '.join(path)}")
-    least, p_value = threshold(claim, metrics), look(metrics, *claim.decides[:-1], "p (Holm)")
+    least = threshold(claim, metrics)
+    p_value = look(metrics, *claim.decides[:-1], "p (Holm)")
     clear = decides.low > least or decides.high < least
     if not claim.open and clear and (p_value is None or p_value < 0.05):
         return CheckedClaim(claim, value, decides, "borne out" if decides.low > least else "not borne out")
     if claim.open or decides.low == decides.high:
-        return CheckedClaim(claim, value, decides, "undecided", claim.open or "every item is alike on both sides")
+        return CheckedClaim(claim, value, decides, "undecided",
+                            claim.open or "every item is alike on both sides")
     power = f"{decides.n_used:,} items tell a difference of {detectable(decides):.1f} in four of five studies"
     told = f"p = {p_value:.2f} after Holm's correction" if clear else power
     return CheckedClaim(claim, value, decides, "undecided", told)
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0008
-VIST, TALK = "eval_vist-corrected", "eval_visdial-mini"
+VIST = "eval_vist-corrected"
+TALK = "eval_visdial-mini"
 NOBODY = "simulated raters say nothing of people; the paper's raters saw photographs"
 
 
@@ -92,7 +97,8 @@ ABSTRACT = (
           "5.5 M trained of 6.7 B", "train-mini", ("text_to_image.R@1",), ("text_to_image.R@1",),
           "three maps and one token, against chance", ("grounded", "caption to image: R@1 of the ceiling",
            "chance"), "Does a caption find its image (R@1, %)?"),
-    Claim("abstract, 1", "It takes images and text interleaved", "18.2 against 13.2", VIST, (FULL_CONTEXT, "R@1"),
+    Claim("abstract, 1", "It takes images and text interleaved", "18.2 against 13.2", VIST,
+          (FULL_CONTEXT, "R@1"),
           ("control differences", f"{FULL_CONTEXT} minus another story's images", "difference"),
           "its own four images against another story's"),
     Claim("abstract, 1", "It answers in text interleaved with retrieved images", "", "show_examples-mini",
@@ -117,7 +123,8 @@ ABSTRACT = (
            "Freezing the language model keeps story retrieval", "difference"),
           "the same effort with all layers tuned finds fewer"),
     Claim("abstract, 4", "Without training on the task it finds images from context", "18.2, CLIP 8.8", VIST,
-          (FULL_CONTEXT, "R@1"), beyond(FULL_CONTEXT, "CLIP, 5 captions + 4 images †"), "against CLIP with the same context"),
+          (FULL_CONTEXT, "R@1"), beyond(FULL_CONTEXT, "CLIP, 5 captions + 4 images †"),
+          "against CLIP with the same context"),
     Claim("abstract, 4", "Without training on the task it takes part in dialogue about images", "22.0", TALK,
           ("answers", "corrected", "MRR"), ("differences", "MRR, the image - nothing"),
           "the image against none: the difference that it makes to the answers"),
@@ -139,10 +146,12 @@ STORIES = (
     Claim("table of stories", "With five captions it is better than CLIP", "13.2, CLIP 8.8", VIST,
           ("FROMAGe, 5 captions †", "R@1"), beyond("FROMAGe, 5 captions †", "CLIP, 5 captions †"),
           "CLIP's text side cuts the joined captions"),
-    Claim("table of stories", "With all context it is better than CLIP", "18.2, CLIP 2.4", VIST, (FULL_CONTEXT,
+    Claim("table of stories", "With all context it is better than CLIP", "18.2, CLIP 2.4", VIST,
+          (FULL_CONTEXT,
            "R@1"), beyond(FULL_CONTEXT, "CLIP, 5 captions + 4 images †"), "CLIP: the mean of all embeddings"),
     Claim("figure of contexts", "Each image with its caption adds: four instead of three",
-          "18.2 against 16.3", VIST, (FULL_CONTEXT, "R@1"), beyond(FULL_CONTEXT, "FROMAGe, 4 captions + 3 images †"),
+          "18.2 against 16.3", VIST, (FULL_CONTEXT, "R@1"),
+          beyond(FULL_CONTEXT, "FROMAGe, 4 captions + 3 images †"),
           "the first pair of a story tells more than the others"),
     Claim("figure of contexts", "Captions alone add: five instead of one", "13.2 against 11.3", VIST,
           ("FROMAGe, 5 captions †", "R@1"), beyond("FROMAGe, 5 captions †", "FROMAGe, 1 caption †"),
@@ -174,7 +183,8 @@ def ablation(text: str, paper: str, variant: str, metric: str, why: str, questio
                  ("claims", text, "difference"), why, question=question)
 
 
-FULL_STORY, CAPTION_SEARCH = "story, 5 captions + 4 images †: R@1", "caption to image: R@1"
+FULL_STORY = "story, 5 captions + 4 images †: R@1"
+CAPTION_SEARCH = "caption to image: R@1"
 ABLATIONS = (
     ablation("Freezing the language model keeps story retrieval", "12.8 against 6.2", "baseline", FULL_STORY,
              "frozen minus all layers tuned, at the same rate",
@@ -187,7 +197,8 @@ ABLATIONS = (
              "after a tenth of the preset's steps; longer schedules were not tried"),
     ablation("Freezing keeps learning in context", "", "baseline", "naming, 2 shots: accuracy",
              "two pictures each of two new words, frozen minus all layers tuned"),
-    ablation("[RET] is better for captions than the last word", "+38.1 % relative", "baseline", CAPTION_SEARCH,
+    ablation("[RET] is better for captions than the last word", "+38.1 % relative", "baseline",
+             CAPTION_SEARCH,
              "with [RET] minus without", "Does a [RET] of its own help captions find images (R@1, %)?"),
     ablation("[RET] is better for stories than the last word", "+38.1 % relative", "baseline", FULL_STORY,
              "with [RET] minus without"),
@@ -195,7 +206,8 @@ ABLATIONS = (
              "half of the steps joined minus none"),
     ablation("Joining captions in pairs helps dialogue", "", "baseline", "answers, published: R@1",
              "answers by the published scripts, at chance"),
-    ablation("Joining queries too hurts retrieval", "", "baseline", CAPTION_SEARCH, "not joined minus joined"),
+    ablation("Joining queries too hurts retrieval", "", "baseline", CAPTION_SEARCH,
+             "not joined minus joined"),
     ablation("A larger language model helps stories", "", "language model: 4 layers of 192", FULL_STORY,
              "4 layers of 192 minus 2 layers of 64"),
     ablation("The captioning loss helps stories", "", "baseline", FULL_STORY,
@@ -230,19 +242,25 @@ PAPER_CLAIMS: tuple[Claim, ...] = (*ABSTRACT, *STORIES, *DIALOGUES, *ABLATIONS, 
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0014
 def claim_table(answers: Sequence[CheckedClaim]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: place, claim, paper's figure, where ours is computed, ours, what decides, answer, why."""
+    """Header and lines: place, claim, paper's figure, where ours is computed, ours, what decides, answer,
+    why."""
     header = ["in the paper", "claim", "its figure", "computed in", "ours", "what decides", "answer", "why"]
     return header, [[
-        each.claim.place, each.claim.text, each.claim.paper or "–", f"`{each.claim.report}`: {', '.join(each.claim.value)}",
-        str(each.value), str(each.decides), each.answer, "; ".join(filter(None, (each.claim.why, each.power)))]
+        each.claim.place, each.claim.text, each.claim.paper or "–",
+        f"`{each.claim.report}`: {', '.join(each.claim.value)}",
+        str(each.value), str(each.decides), each.answer,
+        "; ".join(filter(None, (each.claim.why, each.power)))]
         for each in answers]
 
 
 def question_table(records: Mapping[str, RunRecord],
                    report: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: the questions to the records there (to one report, or all), ours, items, answer, paper."""
+    """Header and lines: the questions to the records there (to one report, or all), ours, items, answer,
+    paper."""
     asked = [answer_claim(claim, records) for claim in PAPER_CLAIMS
              if claim.question and claim.report in records and report in (None, claim.report)]
-    header = ["question", "here [95 % interval]", "what decides", "items used", "the claim is", "the paper, on photographs"]
-    return header, [[each.claim.question, str(each.value), str(each.decides), f"{each.value.n_used:,} of {each.value.n_total:,}",
+    header = ["question", "here [95 % interval]", "what decides", "items used", "the claim is",
+              "the paper, on photographs"]
+    return header, [[each.claim.question, str(each.value), str(each.decides),
+                     f"{each.value.n_used:,} of {each.value.n_total:,}",
                      each.answer, each.claim.paper or "–"] for each in asked]

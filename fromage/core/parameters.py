@@ -10,22 +10,27 @@ import typing
 from types import NoneType, SimpleNamespace
 from typing import Any, get_type_hints
 
-from .config import change, check_value, get_preset, setting_table, unknown_name
+from .config import check_value, setting_table, unknown_name
+from .presets import change, get_preset
 
 # %% ../../nbs/core/20_parameters.ipynb #0a0b5e2b
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open"}
 
 
 def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespace:
-    """The declared parameters, checked; `.config` from `preset` and fields. `limits`: name -> dict of low, high, choices."""
-    written = {name: kind for name, kind in namespace.get("__annotations__", {}).items() if not name.startswith("_")}
-    declared = get_type_hints(SimpleNamespace(__annotations__=written), vars(typing))  # "Optional[int]" may be quoted
+    """The declared parameters, checked; `.config` from `preset` and fields.
+    `limits`: name -> dict of low, high, choices."""
+    written = {name: kind for name, kind in namespace.get("__annotations__", {}).items()
+               if not name.startswith("_")}
+    # "Optional[int]" may be quoted
+    declared = get_type_hints(SimpleNamespace(__annotations__=written), vars(typing))
     for name, value in namespace.items():
         literal = isinstance(value, (str, int, float, bool, list, tuple, dict, NoneType))
         if literal and name not in declared and not name.startswith("_") and name not in IPYTHON_NAMES:
             raise unknown_name(name, list(declared))
     table = setting_table() if "preset" in declared else {}
-    values, changes = {}, {}
+    values = {}
+    changes = {}
     for name, kind in declared.items():
         keeps_preset = name in table and namespace[name] is None
         value = None if keeps_preset else check_value(name, namespace[name], kind, limits.get(name))
@@ -35,5 +40,6 @@ def read_parameters(namespace: dict[str, Any], **limits: dict) -> SimpleNamespac
             values[name] = value
     if "preset" in declared:
         preset = get_preset(changes.pop("preset"))
-        values["config"] = change(preset, **{name: value for name, value in changes.items() if value is not None})
+        values["config"] = change(preset, **{name: value
+                                             for name, value in changes.items() if value is not None})
     return SimpleNamespace(**values)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'PACKAGES', 'sync', 'CannotWrite', 'atomic_path', 'portable_path', 'to_plain', 'write_text', 'write_json',
            'hash_file', 'hash_value', 'hash_folder', 'hash_path', 'sum_blocks', 'find_damage', 'read_git',
-           'read_versions', 'read_processor', 'read_machine', 'RunRecord', 'start_record', 'load_record', 'Progress',
-           'progress']
+           'read_versions', 'read_processor', 'read_machine', 'RunRecord', 'start_record', 'load_record']
 
 # %% ../../nbs/core/01_records.ipynb #3c3c31ee
 import hashlib
@@ -18,17 +17,14 @@ import secrets
 import subprocess
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from IPython import get_ipython
-from IPython.display import display
 
 from .. import __version__
 from .config import ROOT, resolve_path
@@ -69,7 +65,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 # %% ../../nbs/core/01_records.ipynb #4e6c4a08
 def portable_path(path: str | Path) -> str:
-    """`path` relative to the repository; outside of it `.../name`, so that a record tells nothing about a machine."""
+    """`path` relative to the repository; outside of it `.../name`,
+    so that a record tells nothing about a machine."""
     path = Path(os.path.normpath(resolve_path(path)))
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f".../{path.name}"
 
@@ -90,7 +87,8 @@ def to_plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float)):
         return value
-    raise TypeError(f"{value!r} of type {type(value).__name__}: a record holds numbers, text, lists, dictionaries")
+    raise TypeError(f"{value!r} of type {type(value).__name__}: a record holds numbers, text, lists, "
+                    "dictionaries")
 
 # %% ../../nbs/core/01_records.ipynb #c77e512c
 def write_text(path: str | Path, text: str) -> Path:
@@ -101,7 +99,8 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Writes `to_plain(value)` atomically: one space of indent, names in their given order, a final newline."""
+    """Writes `to_plain(value)` atomically: one space of indent, names in their given order,
+    a final newline."""
     return write_text(path, json.dumps(to_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../../nbs/core/01_records.ipynb #1a2b245f
@@ -121,7 +120,8 @@ def hash_value(value: Any) -> str:
 
 
 def hash_folder(path: str | Path) -> str:
-    """SHA-256 over relative names and contents of all files below `path`, in hex; temporary files do not count."""
+    """SHA-256 over relative names and contents of all files below `path`, in hex;
+    temporary files do not count."""
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder to hash")
@@ -152,16 +152,19 @@ def find_damage(path: str | Path, sums: list[int]) -> str:
                      for number, pair in enumerate(zip(found, sums)) if pair[0] != pair[1])
 
 # %% ../../nbs/core/01_records.ipynb #7aca456e
-PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "numpy", "safetensors", "pillow",
+PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "timm", "numpy", "safetensors",
+            "pillow",
             "sacrebleu")
 
 
 def read_git(folder: Path = ROOT) -> dict[str, Any]:
-    """`commit`, and `dirty` where anything but reports differs from it; both None without git or a repository."""
+    """`commit`, and `dirty` where anything but reports differs from it;
+    both None without git or a repository."""
     def ask(*words: str) -> str | None:
         try:
             command = ["git", "-C", str(folder), *words]
-            return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+            return subprocess.run(command, capture_output=True, text=True, timeout=30,
+                                  check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
     status = ask("status", "--porcelain", "--", ".", ":(exclude)reports")
@@ -169,7 +172,8 @@ def read_git(folder: Path = ROOT) -> dict[str, Any]:
 
 
 def read_versions() -> dict[str, str | None]:
-    """Versions of Python, of this package and of the packages that decide numbers; None for one that is absent."""
+    """Versions of Python, of this package and of the packages that decide numbers;
+    None for one that is absent."""
     found: dict[str, str | None] = {"python": platform.python_version(), "fromage": __version__}
     for name in PACKAGES:
         try:
@@ -231,7 +235,8 @@ class RunRecord:
 
 
 def start_record(run: str, config: Any, seed: int, parents: dict[str, str | Path] | None = None) -> RunRecord:
-    """A record of `run`, its clock started; `config`: dictionary or dataclass, `parents`: name -> file or folder to hash."""
+    """A record of `run`, its clock started; `config`: dictionary or dataclass,
+    `parents`: name -> file or folder to hash."""
     hashed = {}
     for name, path in (parents or {}).items():
         path = resolve_path(path)
@@ -244,56 +249,10 @@ def load_record(path: str | Path) -> RunRecord:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         known = {item.name for item in fields(RunRecord)}
-        missing, unknown = {"run", "seed", "config", "metrics"} - set(values), set(values) - known
+        missing = {"run", "seed", "config", "metrics"} - set(values)
+        unknown = set(values) - known
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a run record, {error}") from None
     if missing or unknown:
         raise ValueError(f"{path}: not a run record; missing {sorted(missing)}, unknown {sorted(unknown)}")
     return RunRecord(**values)
-
-# %% ../../nbs/core/01_records.ipynb #d0e0d833
-class Progress:
-    """Iterates over `iterable` and shows how far it came; made by `progress`."""
-
-    def __init__(self, iterable: Iterable, total: int | None, label: str):
-        self.iterable, self.total, self.label, self.note, self.count = iterable, total, label, "", 0
-        self.start = self.shown = time.monotonic()
-        self.handle, self.in_kernel = None, hasattr(get_ipython(), "kernel")
-
-    def __repr__(self) -> str:
-        seconds, left = time.monotonic() - self.start, (self.total or 0) - self.count
-        each = seconds / self.count if self.count and seconds >= 1 else 0
-        pace = f", {1 / each:.3g}/s" + f", {timedelta(seconds=round(left * each))} left" * (left > 0) if each else ""
-        share = f"/{self.total} ({self.count / max(self.total, 1):.0%})" if self.total is not None else ""
-        return f"{self.label}: {self.count}{share}, {seconds:.0f} s{pace}{', ' * bool(self.note)}{self.note}"
-
-    def _repr_html_(self) -> str:
-        total = self.total or max(self.count, 1)
-        return f'<progress value="{self.count}" max="{total}"></progress> <code>{self!r}</code>'
-
-    def show(self) -> None:
-        """Updates the one output of a notebook, or prints a line."""
-        self.shown = time.monotonic()
-        if not self.in_kernel:
-            print(self, flush=True)
-        elif self.handle is None:
-            self.handle = display(self, display_id=True)
-        else:
-            self.handle.update(self)
-
-    def __iter__(self) -> Iterator:
-        interval = 0.5 if self.in_kernel else 5.0
-        try:
-            for item in self.iterable:
-                yield item
-                self.count += 1
-                if time.monotonic() - self.shown >= interval:
-                    self.show()
-        finally:  # also where the loop is left early: the last state is what gets stored
-            if self.in_kernel or self.shown > self.start:
-                self.show()
-
-
-def progress(iterable: Iterable, total: int | None = None, label: str = "progress") -> Progress:
-    """`iterable` with a progress display; `total` defaults to its length where it has one."""
-    return Progress(iterable, len(iterable) if total is None and isinstance(iterable, Sized) else total, label)

@@ -32,8 +32,10 @@ class Report:
 
 
 def read_reports(folder: str | Path = "reports") -> tuple[list[Report], dict[str, str]]:
-    """All reports of a folder in the order of their names, and file name -> reason for every JSON that is no record."""
-    reports, unreadable = [], {}
+    """All reports of a folder in the order of their names, and file name -> reason
+    for every JSON that is no record."""
+    reports = []
+    unreadable = {}
     for path in sorted(resolve_path(folder).glob("*.json")):
         try:
             reports.append(Report(path.stem, load_record(path)))
@@ -42,7 +44,8 @@ def read_reports(folder: str | Path = "reports") -> tuple[list[Report], dict[str
     return reports, unreadable
 
 # %% ../../nbs/core/12_reporting.ipynb #10dfba45
-def metric_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Estimate | int | float | None]]:
+def metric_values(metrics: Mapping[str, Any],
+                  prefix: str = "") -> Iterator[tuple[str, Estimate | int | float | None]]:
     """Name and value of every single number in `metrics`, in order; nested names are joined by a comma."""
     for name, value in metrics.items():
         name = f"{prefix}{name}"
@@ -56,7 +59,8 @@ def metric_values(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
 # %% ../../nbs/core/12_reporting.ipynb #cfb383e1
 def format_value(value: Estimate | int | float | None) -> str:
     """A number as a table shows it: about three figures, an estimate with its interval, a dash for none."""
-    size = max((abs(part) for part in (value.value, value.low, value.high) if part is not None), default=0.0) \
+    size = max((abs(part) for part in (value.value, value.low, value.high) if part is not None),
+               default=0.0) \
         if isinstance(value, Estimate) else value
     if size is None or isinstance(value, Estimate) and None in (value.value, value.low, value.high):
         return "–"
@@ -91,7 +95,8 @@ def headline(record: RunRecord, most: int = 6) -> list[tuple[str, Estimate | int
 
 
 def results_table(reports: Sequence[Report]) -> str:
-    """Markdown: what the paper asked, as far as the reports answer it; a line that says so where they answer nothing."""
+    """Markdown: what the paper asked, as far as the reports answer it;
+    a line that says so where they answer nothing."""
     header, rows = question_table({report.name: report.record for report in reports})
     return markdown_table(header, rows) if rows else "No reports yet.\n"
 
@@ -100,12 +105,16 @@ MARKERS = ("<!-- results -->", "<!-- /results -->")
 
 
 def update_readme(path: str | Path, reports: Sequence[Report]) -> bool:
-    """Puts `results_table(reports)` between the markers of a markdown file; returns whether the file changed."""
+    """Puts `results_table(reports)` between the markers of a markdown file;
+    returns whether the file changed."""
     path = resolve_path(path)
     text = path.read_text(encoding="utf-8")
-    if [text.count(marker) for marker in MARKERS] != [1, 1] or text.index(MARKERS[0]) > text.index(MARKERS[1]):
-        raise ValueError(f"{path.name}: the table stands between one {MARKERS[0]} and one {MARKERS[1]}, in this order")
-    before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
+    if [text.count(marker) for marker in MARKERS] != [1,
+                                                      1] or text.index(MARKERS[0]) > text.index(MARKERS[1]):
+        raise ValueError(f"{path.name}: the table stands between one {MARKERS[0]} and one {MARKERS[1]}, in "
+                         "this order")
+    before = text.split(MARKERS[0])[0]
+    after = text.split(MARKERS[1])[1]
     new = f"{before}{MARKERS[0]}\n\n{results_table(reports)}\n{MARKERS[1]}{after}"
     if new != text:
         write_text(path, new)
@@ -132,13 +141,15 @@ def plot_curves(curves: Mapping[str, tuple[Sequence, Sequence]], x_label: str, y
     return figure
 
 # %% ../../nbs/core/12_reporting.ipynb #58d382e5
-def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (), titles: Sequence[Sequence[str]] = (),
+def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = (),
+               titles: Sequence[Sequence[str]] = (),
                marked: Sequence[tuple[int, int]] = (), size: float = 1.3) -> Figure:
     """Rows of images (`size` inches each) with a text to the left of each row and above each image.
 
     `marked` holds the (row, column) of images that get a green frame.
     """
-    columns, height = max(map(len, rows), default=1), max(len(rows), 1)
+    columns = max(map(len, rows), default=1)
+    height = max(len(rows), 1)
     width_ratios = [1.5] * bool(labels) + [1] * columns
     figure, grid = plt.subplots(height, len(width_ratios), squeeze=False, layout="constrained",
                                 width_ratios=width_ratios,

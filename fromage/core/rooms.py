@@ -24,12 +24,14 @@ from .records import atomic_path
 def list_modules() -> list[str]:
     """All modules of the package, as `room.module`, in the order of their names."""
     folders = import_module(PACKAGE).__path__
-    names = (found.name.removeprefix(f"{PACKAGE}.") for found in pkgutil.walk_packages(folders, f"{PACKAGE}."))
+    names = (found.name.removeprefix(f"{PACKAGE}.")
+             for found in pkgutil.walk_packages(folders, f"{PACKAGE}."))
     return sorted(name for name in names if "." in name)
 
 
 def count_arrows() -> Counter[tuple[str, str]]:
-    """(room, room that it imports from) -> the number of imports between them; those inside a room do not count."""
+    """(room, room that it imports from) -> the number of imports between them;
+    those inside a room do not count."""
     arrows = Counter()
     for module in list_modules():
         for imported in imported_modules(module):
@@ -38,7 +40,8 @@ def count_arrows() -> Counter[tuple[str, str]]:
 
 # %% ../../nbs/core/08_rooms.ipynb #0008a009
 def place_rooms(arrows: Mapping[tuple[str, str], int]) -> dict[str, int]:
-    """Room -> its floor, 0 for those that import from no other room; graphlib.CycleError where rooms lean on each other."""
+    """Room -> its floor, 0 for those that import from no other room;
+    graphlib.CycleError where rooms lean on each other."""
     below = {room: set() for ends in arrows for room in ends}
     for room, other in arrows:
         below[room].add(other)
@@ -67,13 +70,15 @@ def draw_rooms(arrows: Mapping[tuple[str, str], int]) -> Figure:
     for floor in set(floors.values()):
         rooms = sorted(room for room, height in floors.items() if height == floor)
         for place, room in enumerate(rooms):
-            shift = 0.3 * (-1) ** floor if len(rooms) == 1 else 0.0  # so that no long arrow hides behind a room
+            # so that no long arrow hides behind a room
+            shift = 0.3 * (-1) ** floor if len(rooms) == 1 else 0.0
             places[room] = (place - (len(rooms) - 1) / 2 + shift, floor)
     figure, axes = plt.subplots(figsize=(8, 1 + max(floors.values())), layout="constrained")
     box = {"boxstyle": "round,pad=0.5", "facecolor": "#f4efe4", "edgecolor": "#8a7a5c"}
     walls = {}
     for room, (x, y) in places.items():
-        text = axes.text(x, y, f"{room}\n{modules[room]} modules", ha="center", va="center", fontsize=9, bbox=box)
+        text = axes.text(x, y, f"{room}\n{modules[room]} modules", ha="center", va="center", fontsize=9,
+                         bbox=box)
         walls[room] = text.get_bbox_patch()
     for (start, end), count in sorted(direct_arrows(arrows).items()):
         style = {"arrowstyle": "-|>", "color": "#5b7a99", "linewidth": 0.8 + count / 8,

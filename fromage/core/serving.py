@@ -53,7 +53,8 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 
 
 def is_foreign(host: str, origin: str | None) -> bool:
-    """Whether a request's Host is no name of this machine itself, or its Origin another page than the server's."""
+    """Whether a request's Host is no name of this machine itself,
+    or its Origin another page than the server's."""
     try:
         return urlsplit(f"//{host}").hostname not in HERE or origin is not None and urlsplit(origin).netloc != host
     except ValueError:
@@ -61,7 +62,8 @@ def is_foreign(host: str, origin: str | None) -> bool:
 
 
 def write_template(folder: Path) -> Path:
-    """The pages' template below `folder`, a data folder of Jupyter's: Voilà's own without a content network."""
+    """The pages' template below `folder`, a data folder of Jupyter's: Voilà's own
+    without a content network."""
     place = folder / "voila" / "templates" / "local"
     place.mkdir(parents=True, exist_ok=True)
     (place / "index.html.j2").write_text(TEMPLATE, encoding="utf-8")
@@ -70,7 +72,8 @@ def write_template(folder: Path) -> Path:
 
 # %% ../../nbs/core/05_serving.ipynb #e8c9d27a
 def check_port(port: int, target: str) -> None:
-    """ValueError unless a server can listen on this port of the machine itself; `target` is the Makefile's."""
+    """ValueError unless a server can listen on this port of the machine itself;
+    `target` is the Makefile's."""
     if not 1 <= port <= 65535:
         raise ValueError(f"port = {port}: allowed is 1 to 65535")
     with socket.socket() as probe:
@@ -79,7 +82,8 @@ def check_port(port: int, target: str) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as problem:
             reason = f"cannot be used ({problem.strerror or problem})"
-            raise ValueError(f"port {port} {reason}; choose another one, for example: make {target} PORT={port + 1}") from None
+            raise ValueError(f"port {port} {reason}; choose another one, for example: make {target} "
+                             f"PORT={port + 1}") from None
 
 
 def with_parameters(notebook: Path, parameters: Mapping[str, str], folder: str | Path) -> Path:
@@ -115,7 +119,8 @@ def guard_server(app: Any, sessions: Callable[[], int]) -> None:
 
 
 def serve(notebook: Path, port: int, idle: int) -> None:
-    """Serves a notebook on the loopback address until interrupted: only the page itself, uploads of up to 100 MB."""
+    """Serves a notebook on the loopback address until interrupted: only the page itself,
+    uploads of up to 100 MB."""
     from voila.app import Voila  # not needed in the kernels that it starts
 
     class Page(Voila):
@@ -124,9 +129,11 @@ def serve(notebook: Path, port: int, idle: int) -> None:
             guard_server(self.app, lambda: len(self.kernel_manager.list_kernel_ids()))
             super().listen()
 
-    options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--Voila.port_retries=0", "--template=local",
+    options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--Voila.port_retries=0",
+               "--template=local",
                "--VoilaExporter.exclude_markdown=True", f"--MappingKernelManager.cull_idle_timeout={idle}",
-               f"--MappingKernelManager.cull_interval={max(1, min(idle // 6, 300))}", "--VoilaConfiguration.file_allowlist=$^"]
+               f"--MappingKernelManager.cull_interval={max(1, min(idle // 6, 300))}",
+               "--VoilaConfiguration.file_allowlist=$^"]
     settings = {"websocket_max_message_size": 100 * 2**20, "headers": {"Content-Security-Policy": POLICY}}
     with tempfile.TemporaryDirectory() as folder:
         places = [str(write_template(Path(folder))), *filter(None, [os.environ.get("JUPYTER_PATH")])]
@@ -135,15 +142,18 @@ def serve(notebook: Path, port: int, idle: int) -> None:
 
 # %% ../../nbs/core/05_serving.ipynb #5c0ec702
 def serve_run(run: str, target: str, port: int, names: Mapping[str, str] | None = None, idle: int = 50,
-              arguments: Sequence[str] | None = None, check: Callable[[Mapping[str, str]], object] | None = None) -> None:
-    """The command line of `make <target>`: --port and the run's parameters in `names` (name -> help). A ValueError of `check`,
+              arguments: Sequence[str] | None = None,
+              check: Callable[[Mapping[str, str]], object] | None = None) -> None:
+    """The command line of `make <target>`: --port and the run's parameters in `names` (name -> help).
+    A ValueError of `check`,
     which gets those that were given, ends it."""
     parser = argparse.ArgumentParser(description=f"Serve the notebook {run} as a page on this machine.")
     parser.add_argument("--port", type=int, default=port, help="of 127.0.0.1")
     for name, about in (names or {}).items():
         parser.add_argument(f"--{name}", default="", help=about)
     given = vars(parser.parse_args(arguments))
-    port, chosen = given.pop("port"), {name: value for name, value in given.items() if value}
+    port = given.pop("port")
+    chosen = {name: value for name, value in given.items() if value}
     try:
         check_port(port, target)
         if check:

@@ -46,7 +46,8 @@ def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header
     contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps({"kind": kind} | header)
     with atomic_path(resolve_path(path)) as temporary:
-        save_file(contiguous, temporary, metadata={"fromage": json.dumps([text, sum_tensors(contiguous, text)])})
+        save_file(contiguous, temporary, metadata={"fromage": json.dumps([text,
+                                                                          sum_tensors(contiguous, text)])})
     return resolve_path(path)
 
 # %% ../../nbs/core/10_tensors.ipynb #5c0ec1e7
@@ -56,8 +57,10 @@ def read_metadata(path: Path, entry: str, tensors: dict[str, Tensor], verify: bo
         header = json.loads(entry)
         if isinstance(header, list):  # a header as text, and sums; without sums the header itself
             text, sums = header
-            header, found = json.loads(text), sum_tensors(tensors, text) if verify else sums
-            differing = [name or "the header" for name in sorted({*sums, *found}) if sums.get(name) != found.get(name)]
+            header = json.loads(text)
+            found = sum_tensors(tensors, text) if verify else sums
+            differing = [name or "the header" for name in sorted({*sums, *found})
+                         if sums.get(name) != found.get(name)]
             if differing:
                 raise ValueError(f"{', '.join(differing[:3])}: other bytes than were written")
         return dict(header)
@@ -65,14 +68,18 @@ def read_metadata(path: Path, entry: str, tensors: dict[str, Tensor], verify: bo
         raise DamagedFile(f"{path}: damaged ({error}); delete it and make it again, or take a copy") from None
 
 
-def load_tensors(path: str | Path, kind: str, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file written by `save_tensors` with the same `kind`; `verify` False leaves sums out."""
+def load_tensors(path: str | Path, kind: str,
+                 verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by `save_tensors` with the same `kind`;
+    `verify` False leaves sums out."""
     path = resolve_path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; a {kind} is a .safetensors file written by a training run")
+        raise CheckpointError(f"{path}: no such file; a {kind} is a .safetensors file written by a training "
+                              "run")
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise DamagedFile(f"{path}: not a whole safetensors file ({error})") from None
     header = read_metadata(path, metadata.get("fromage", "{}"), tensors, verify)
@@ -88,7 +95,8 @@ def earlier(path: Path) -> Path:
 
 
 def keep_earlier(path: Path) -> None:
-    """Keeps what is at `path`, which stays there until it is replaced; a second name costs nothing where links are known."""
+    """Keeps what is at `path`, which stays there until it is replaced;
+    a second name costs nothing where links are known."""
     if path.is_file():
         with atomic_path(earlier(path)) as temporary:
             try:
@@ -98,7 +106,8 @@ def keep_earlier(path: Path) -> None:
 
 
 def load_newest(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`load_tensors` of `path`; where it is damaged, with a warning, the file kept before it, which takes its place."""
+    """`load_tensors` of `path`; where it is damaged, with a warning, the file kept before it,
+    which takes its place."""
     try:
         return load_tensors(path, kind)
     except DamagedFile as error:

@@ -20,7 +20,8 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among values, an estimate by its value; what has no number is left out."""
     plain = {name: each["value"] if isinstance(each, dict) and "value" in each else each
              for name, each in to_plain(dict(values)).items()}
-    return {name: float(each) for name, each in plain.items() if isinstance(each, (int, float)) and name != "step"}
+    return {name: float(each) for name, each in plain.items()
+            if isinstance(each, (int, float)) and name != "step"}
 
 # %% ../../nbs/core/17_tracking.ipynb #7ac40008
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -48,7 +49,8 @@ class BoardTracker(Tracker):
     """Writes TensorBoard's files into a folder."""
 
     def __init__(self, folder: Path):
-        self.folder, self.make = folder, import_tracker("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self.folder = folder
+        self.make = import_tracker("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self.writer: Any = None
 
     def __call__(self, step: int, values: Mapping[str, Any], group: str = "training") -> None:
@@ -81,7 +83,8 @@ class BiasesTracker(Tracker):
 
 
 def open_tracker(kind: str, folder: str | Path, config: Mapping[str, Any]) -> Tracker:
-    """A tracker of a run in `folder`; ValueError for one that is unknown, ImportError for one that is not installed."""
+    """A tracker of a run in `folder`; ValueError for one that is unknown,
+    ImportError for one that is not installed."""
     place = resolve_path(folder)
     makers: dict[str, Callable[[], Tracker]] = {
         "none": Tracker, "tensorboard": lambda: BoardTracker(place / "tensorboard"),

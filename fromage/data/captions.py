@@ -33,15 +33,18 @@ def read_member(archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> 
     if suffix is None:
         raise BadImage("missing image")
     try:
-        texts = (archive.extractfile(files[each]).read(MOST_BYTES) if each in files else b"" for each in (".txt", ".json"))
+        texts = (archive.extractfile(files[each]).read(MOST_BYTES) if each in files else b""
+                 for each in (".txt", ".json"))
         return parse_caption(*texts), read_limited(archive.extractfile(files[suffix]), files[suffix].size)
     except (tarfile.TarError, OSError):
         raise BadImage("truncated tar") from None
 
 # %% ../../nbs/data/03_captions.ipynb #50d6222d
 def group_members(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(key, suffix -> member) of each example: neighbours that agree up to the first dot; TarError without an end."""
-    key, files = None, {}
+    """(key, suffix -> member) of each example: neighbours that agree up to the first dot;
+    TarError without an end."""
+    key = None
+    files = {}
     for member in archive:
         archive.members = []  # tarfile would keep every header it has seen
         folder, _, name = member.name.rpartition("/")
@@ -62,8 +65,10 @@ def group_members(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tar
 
 
 def find_in_shard(path: Path, name: str) -> Iterator[Found]:
-    """Every example of one tar that is called `name`, then the lost rest where it does not end as a tar must."""
-    count, whole = 0, False
+    """Every example of one tar that is called `name`, then the lost rest where it
+    does not end as a tar must."""
+    count = 0
+    whole = False
     try:
         with tarfile.open(path, "r:") as archive:
             for key, files in group_members(archive):
@@ -82,7 +87,8 @@ def find_in_shard(path: Path, name: str) -> Iterator[Found]:
 
 # %% ../../nbs/data/03_captions.ipynb #131b39b4
 class Shards(CaptionSource):
-    """Webdataset shards as img2dataset writes them: a folder, a pattern of names, or one .tar; the id is `shard/key`."""
+    """Webdataset shards as img2dataset writes them: a folder, a pattern of names, or one .tar;
+    the id is `shard/key`."""
     form = "shards"
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
@@ -108,7 +114,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def split_line(line: bytes) -> tuple[str, str]:
-    """The two columns of a line, stripped; BadExample when it is not UTF-8 or has another number of columns."""
+    """The two columns of a line, stripped; BadExample when it is not UTF-8 or has
+    another number of columns."""
     try:
         first, second = line.decode("utf-8-sig").split("\t")
         return first.strip(), second.strip()
@@ -123,9 +130,11 @@ class CaptionTable(CaptionSource):
     def __init__(self, path: str | Path, images: str | Path | None = None):
         super().__init__(path, images)
         self.images = self.images or self.path.parent
-        header = next((line for _, line in read_lines(self.path)), b"").decode("utf-8-sig", "replace").split("\t")
+        header = next((line for _, line in read_lines(self.path)),
+                      b"").decode("utf-8-sig", "replace").split("\t")
         if sorted(header) != ["caption", "image"]:
-            raise ValueError(f"{self.path}: begins with {header}; caption_tsv wants the header caption<TAB>image")
+            raise ValueError(f"{self.path}: begins with {header}; caption_tsv wants the header "
+                             "caption<TAB>image")
         self.order = slice(None) if header[0] == "caption" else slice(None, None, -1)
 
     def find(self) -> Iterator[Found]:
@@ -136,7 +145,8 @@ class CaptionTable(CaptionSource):
             except BadExample:
                 yield Found(f"line {number}", lambda: fail("unreadable line"))
             else:
-                yield Found(name, lambda caption=caption, name=name: (caption, read_inside(self.images, name)))
+                yield Found(name, lambda caption=caption, name=name: (caption,
+                                                                      read_inside(self.images, name)))
 
     def describe(self) -> Iterator[str]:
         """See CaptionSource."""
@@ -153,7 +163,8 @@ def basename(url: str) -> str:
 
 
 NAME_RULES: dict[str, Callable[[int, str], tuple[str, ...]]] = {
-    "row and checksum": lambda row, url: tuple(f"{each}_{zlib.crc32(url.encode())}" for each in (row, row + 1)),
+    "row and checksum": lambda row, url: tuple(f"{each}_{zlib.crc32(url.encode())}"
+                                               for each in (row, row + 1)),
     "sha256": lambda row, url: (hashlib.sha256(url.encode()).hexdigest(),),
     "md5": lambda row, url: (hashlib.md5(url.encode()).hexdigest(),),
     "basename": lambda row, url: (basename(url),),
@@ -170,7 +181,8 @@ def find_ambiguous(urls: Iterator[tuple[int, str]]) -> set[int]:
 # %% ../../nbs/data/03_captions.ipynb #000bb1f9
 def choose_rule(folder: Path, urls: Iterator[tuple[int, str]]) -> str:
     """The rule of NAME_RULES that finds most files for the first (row, URL); an error when none finds any."""
-    found, by_number = dict.fromkeys(NAME_RULES, 0), False
+    found = dict.fromkeys(NAME_RULES, 0)
+    by_number = False
     for row, url in urls:
         if row >= 1000 and any(found.values()):
             break
@@ -178,8 +190,10 @@ def choose_rule(folder: Path, urls: Iterator[tuple[int, str]]) -> str:
             found[rule] += find_local(folder, names(row, url)) is not None
         by_number = by_number or row < 1000 and find_local(folder, number_names(row)) is not None
     if by_number and not any(found.values()):
-        raise ValueError(f"{folder}: images named by a number, and no parquet or json of img2dataset that says whose they are; "
-                         "put these beside the images, or captions (x.txt) and read the folder with form = 'pairs'")
+        raise ValueError(f"{folder}: images named by a number, and no parquet or json of img2dataset that "
+                         "says whose they are; "
+                         "put these beside the images, or captions (x.txt) and read the folder with form = "
+                         "'pairs'")
     if not any(found.values()):
         raise FileNotFoundError(f"{folder}: no image of the table; tried the names {', '.join(NAME_RULES)}")
     return max(found, key=found.get)
@@ -192,18 +206,22 @@ def number_names(row: int) -> tuple[str, ...]:
 
 # %% ../../nbs/data/03_captions.ipynb #000bb1fa
 def is_header(path: Path, line: bytes) -> tuple[bool, bool]:
-    """Whether a line is a header, and whether the URL stands first; ValueError where it has no URL and names none."""
+    """Whether a line is a header, and whether the URL stands first;
+    ValueError where it has no URL and names none."""
     columns = split_line(line)
-    urls, names = ["://" in column for column in columns], [column.lower() for column in columns]
+    urls = ["://" in column for column in columns]
+    names = [column.lower() for column in columns]
     if sorted(names) == ["caption", "url"]:
         return True, names[0] == "url"
     if not any(urls):
-        raise ValueError(f"{path}: begins with {list(columns)}; google_tsv wants caption<TAB>url, with such a header or none")
+        raise ValueError(f"{path}: begins with {list(columns)}; google_tsv wants caption<TAB>url, with such "
+                         "a header or none")
     return False, urls == [True, False]
 
 
 def find_header(path: Path) -> tuple[int, bool]:
-    """How many lines the header takes, 0 for none, and whether the URL stands first, by the first line that can be read."""
+    """How many lines the header takes, 0 for none, and whether the URL stands first,
+    by the first line that can be read."""
     first = b""
     for number, line in islice(read_lines(path), 1000):
         first = first or line
@@ -212,20 +230,24 @@ def find_header(path: Path) -> tuple[int, bool]:
             return number * header, turned
         except BadExample:
             continue
-    raise ValueError(f"{path}: begins with {first[:80]!r}, and none of its first 1000 lines has two columns in UTF-8; "
+    raise ValueError(f"{path}: begins with {first[:80]!r}, and none of its first 1000 lines has two columns "
+                     "in UTF-8; "
                      "google_tsv wants caption<TAB>url, with such a header or none")
 
 # %% ../../nbs/data/03_captions.ipynb #08faf3d4
 class UrlTable(CaptionSource):
-    """Google's table `caption<TAB>url`, with a header or none, and the folder of what was downloaded; the id is the URL."""
+    """Google's table `caption<TAB>url`, with a header or none, and the folder of what was downloaded;
+    the id is the URL."""
     form = "google_tsv"
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
         super().__init__(path, images)
         if self.images is None:
-            raise ValueError(f"{self.path}: google_tsv names URLs; images must be the folder they were saved in")
+            raise ValueError(f"{self.path}: google_tsv names URLs; images must be the folder they were "
+                             "saved in")
         header, turned = find_header(self.path)
-        self.first, self.order = 1 + header, slice(None, None, -1 if turned else 1)
+        self.first = 1 + header
+        self.order = slice(None, None, -1 if turned else 1)
         self.sidecars = Sidecars(self.images)
         self.rule = "beside the pictures" if len(self.sidecars) else choose_rule(self.images, self.urls())
         self.ambiguous = find_ambiguous(self.urls()) if self.rule == "basename" else set()
@@ -266,7 +288,8 @@ CAPTION_SOURCES: dict[str, type[CaptionSource]] = {
 
 
 def open_captions(path: str | Path, form: str, images: str | Path | None = None) -> CaptionSource:
-    """The captioned images at `path` (relative to the repository); `images` is the folder a table refers to."""
+    """The captioned images at `path` (relative to the repository);
+    `images` is the folder a table refers to."""
     if form not in CAPTION_SOURCES:
         raise ValueError(f"form = {form!r}: allowed is {', '.join(CAPTION_SOURCES)}")
     return CAPTION_SOURCES[form](path, images)

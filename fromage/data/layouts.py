@@ -22,13 +22,16 @@ from ..core.config import resolve_path
 
 # %% ../../nbs/data/01_layouts.ipynb #3a0f1c06
 def expand_braces(pattern: str) -> list[str]:
-    """All names of a pattern with `{0000..0575}` or `{a,b}`, in order; a pattern without braces is its own only name."""
+    """All names of a pattern with `{0000..0575}` or `{a,b}`, in order;
+    a pattern without braces is its own only name."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    values = [f"{number:0{len(ends[1])}d}" for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else found[1].split(",")
-    return [name for value in values for name in expand_braces(pattern[:found.start()] + value + pattern[found.end():])]
+    values = [f"{number:0{len(ends[1])}d}"
+              for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else found[1].split(",")
+    return [name for value in values
+            for name in expand_braces(pattern[:found.start()] + value + pattern[found.end():])]
 
 
 def is_pattern(path: str | Path) -> bool:
@@ -37,11 +40,14 @@ def is_pattern(path: str | Path) -> bool:
 
 
 def match_pattern(path: str | Path) -> list[Path]:
-    """The files that a pattern names, sorted; FileNotFoundError where it names none, or braces name one that is missing."""
+    """The files that a pattern names, sorted; FileNotFoundError where it names none,
+    or braces name one that is missing."""
     names = [str(resolve_path(name)) for name in expand_braces(str(path))]
     if missing := [name for name in names if not glob.has_magic(name) and not Path(name).is_file()]:
-        raise FileNotFoundError(f"{path}: {len(missing)} of the {len(names)} files that it names are missing, first {missing[0]}")
-    found = sorted({Path(each) for name in names for each in (glob.glob(name) if glob.has_magic(name) else [name])})
+        raise FileNotFoundError(f"{path}: {len(missing)} of the {len(names)} files that it names are "
+                                f"missing, first {missing[0]}")
+    found = sorted({Path(each) for name in names for each in (glob.glob(name) if glob.has_magic(name)
+                                                              else [name])})
     if not found:
         raise FileNotFoundError(f"{path}: no file has such a name")
     return found
@@ -53,7 +59,8 @@ MAGIC = {b"\x1f\x8b": "gzip; unpack it with gunzip, since a shard is read in pla
          b"\x28\xb5\x2f\xfd": "zstd; unpack it with unzstd, since a shard is read in place",
          b"PK\x03\x04": "a zip; unpack it, and read the folder with form = 'pairs'",
          b"PAR1": "parquet; run img2dataset with output_format=webdataset or files"}
-INSTEAD = {".tar.gz": "tars in gzip; unpack them with gunzip", ".tgz": "tars in gzip; unpack them with gunzip",
+INSTEAD = {".tar.gz": "tars in gzip; unpack them with gunzip",
+           ".tgz": "tars in gzip; unpack them with gunzip",
            ".tfrecord": "TFRecords; run img2dataset with output_format=webdataset or files",
            ".parquet": "parquet; run img2dataset with output_format=webdataset or files",
            ".jpg": "single images; form = 'pairs' reads them with the captions beside them",
@@ -73,14 +80,16 @@ def check_plain(path: Path) -> None:
 def name_instead(folder: Path) -> str:
     """What a folder without shards holds, and what to do."""
     names = [path.name.lower() for path in itertools.islice(folder.rglob("*"), 10_000)]
-    found = next((what for suffix, what in INSTEAD.items() if any(name.endswith(suffix) for name in names)), None)
+    found = next((what for suffix, what in INSTEAD.items() if any(name.endswith(suffix) for name in names)),
+                 None)
     if found:
         return f"here are {found}"
     return "allowed is a folder of shards, one .tar, or a pattern like cc3m-train-{0000..0575}.tar"
 
 # %% ../../nbs/data/01_layouts.ipynb #3a0f1c15
 def list_shards(path: str | Path) -> list[Path]:
-    """The tars that a folder, a file or a pattern names; an error where there is none, one is compressed, or several sets mix."""
+    """The tars that a folder, a file or a pattern names; an error where there is none, one is compressed,
+    or several sets mix."""
     place = resolve_path(path)
     if is_pattern(path):
         files = match_pattern(path)
@@ -90,8 +99,10 @@ def list_shards(path: str | Path) -> list[Path]:
         if not files:
             raise FileNotFoundError(f"{place}: no *.tar in this folder; {name_instead(place)}")
         if len(kinds) > 1:
-            names, first = " and ".join(sorted(kinds.values())[:2]), re.sub(r"\d+", "*", min(kinds.values()))
-            raise ValueError(f"{place}: holds shards of several sets ({names}); name one by a pattern like {place}/{first}.tar, "
+            names = " and ".join(sorted(kinds.values())[:2])
+            first = re.sub(r"\d+", "*", min(kinds.values()))
+            raise ValueError(f"{place}: holds shards of several sets ({names}); name one by a pattern like "
+                             f"{place}/{first}.tar, "
                              f"or all by {place}/*.tar")
     elif place.is_file():
         files = [place]
@@ -103,7 +114,8 @@ def list_shards(path: str | Path) -> list[Path]:
 
 
 def name_files(files: list[Path]) -> list[str]:
-    """A name of each file that no other has: its own where that is enough, else with the number of its place in front."""
+    """A name of each file that no other has: its own where that is enough,
+    else with the number of its place in front."""
     names = [path.name for path in files]
     return names if len(set(names)) == len(names) else ["/".join(path.parts[-2:]) for path in files]
 
@@ -114,14 +126,16 @@ def read_keys(folder: Path) -> Iterator[tuple[str, str]]:
     for path in tables:
         columns = set(parquet_files.read_schema(path).names)
         if not {"url", "key"} <= columns:
-            raise ValueError(f"{path}: has the columns {', '.join(sorted(columns))}; img2dataset writes url and key")
+            raise ValueError(f"{path}: has the columns {', '.join(sorted(columns))}; img2dataset writes url "
+                             "and key")
         place = path.relative_to(folder).with_suffix("")
         table = parquet_files.read_table(path, columns=["url", "key"]).to_pydict()
         yield from ((url, f"{place}/{key}") for url, key in zip(table["url"], table["key"]) if url and key)
     for path in () if tables else sorted(folder.rglob("*.json")):
         try:
             about = json.loads(path.read_bytes())
-            if isinstance(about, dict) and isinstance(about.get("url"), str) and str(about.get("key")) == path.stem:
+            if isinstance(about, dict) and isinstance(about.get("url"),
+                                                      str) and str(about.get("key")) == path.stem:
                 yield about["url"], str(path.relative_to(folder).with_suffix(""))
         except (ValueError, OSError, RecursionError):
             continue
@@ -132,9 +146,11 @@ class Sidecars:
 
     def __init__(self, folder: Path):
         pairs = [(hash(url), stem.encode()) for url, stem in read_keys(folder)]
-        hashes, stems = np.array([each[0] for each in pairs], np.int64), np.array([each[1] for each in pairs], bytes)
+        hashes = np.array([each[0] for each in pairs], np.int64)
+        stems = np.array([each[1] for each in pairs], bytes)
         order = np.argsort(hashes, kind="stable")
-        self.hashes, self.stems = hashes[order], stems[order]
+        self.hashes = hashes[order]
+        self.stems = stems[order]
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -16,7 +16,8 @@ from .sources import (IMAGE_SUFFIXES, MOST_BYTES, BadExample, BadImage, Found, I
 
 # %% ../../nbs/data/02_pairs.ipynb #3c1a0b06
 def parse_caption(plain: bytes, about: bytes) -> str:
-    """The caption in a .txt, else "caption" in a .json; empty where neither has one, BadExample where one is damaged."""
+    """The caption in a .txt, else "caption" in a .json; empty where neither has one,
+    BadExample where one is damaged."""
     try:
         text = plain.decode().strip()
         if not text and about:
@@ -36,7 +37,8 @@ def find_local(folder: Path, names: tuple[str, ...]) -> str | None:
 
 
 def read_local(folder: Path, names: tuple[str, ...]) -> bytes:
-    """The bytes of the first of `names` that is there; BadImage where none is, or where it lies outside `folder`."""
+    """The bytes of the first of `names` that is there; BadImage where none is,
+    or where it lies outside `folder`."""
     path = find_local(folder, names)
     if path is None:
         raise BadImage("missing image")
@@ -44,7 +46,8 @@ def read_local(folder: Path, names: tuple[str, ...]) -> bytes:
 
 # %% ../../nbs/data/02_pairs.ipynb #3c1a0b09
 class Pairs(ImageFolder):
-    """All images below a folder, each with the caption of the .txt or .json of its name; the id is the relative path."""
+    """All images below a folder, each with the caption of the .txt or .json of its name;
+    the id is the relative path."""
     form = "pairs"
     needs_caption = True
 

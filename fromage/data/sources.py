@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_FORMATS', 'MOST_PIXELS', 'MOST_BYTES', 'MOST_ELONGATED', 'BadExample', 'BadImage', 'Problems',
-           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'CaptionSource', 'sum_examples',
-           'read_limited', 'read_image', 'resolve_inside', 'read_inside', 'list_files', 'describe_file',
-           'describe_files', 'ImageFolder']
+           'decode_image', 'CaptionedImage', 'Found', 'fail', 'check_there', 'load_example', 'hash_lines',
+           'CaptionSource', 'sum_examples', 'read_limited', 'read_image', 'resolve_inside', 'read_inside', 'list_files',
+           'describe_file', 'describe_files', 'ImageFolder']
 
 # %% ../../nbs/data/00_sources.ipynb #1d3ab0ec
 import copy
@@ -17,6 +17,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,12 +36,14 @@ class BadImage(BadExample):
 
 @dataclass
 class Problems:
-    """Examples seen, and those that could not be used: counts by reason, names of the first `MOST_NAMES` of each."""
+    """Examples seen, and those that could not be used: counts by reason,
+    names of the first `MOST_NAMES` of each."""
     n_total: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     MOST_NAMES = 20
-    MOST_SHARE, FIRST_LOOK = 0.1, 200
+    MOST_SHARE = 0.1
+    FIRST_LOOK = 200
 
     @property
     def n_used(self) -> int:
@@ -61,19 +64,23 @@ class Problems:
         """Says loudly that more than a tenth cannot be used; whether it did."""
         if self.too_many():
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
-            warnings.warn(f"{path}: {sum(self.counts.values())} of the first {self.n_total} examples cannot be used ({reasons}); "
+            warnings.warn(f"{path}: {sum(self.counts.values())} of the first {self.n_total} examples cannot "
+                          f"be used ({reasons}); "
                           "is this the right folder?", stacklevel=4)
         return self.too_many()
 
     def summary(self) -> dict[str, Any]:
         """For a run record: n_total, n_used, and for each reason its count and first names."""
-        reasons = {reason: {"count": count, "names": self.names[reason]} for reason, count in self.counts.items()}
+        reasons = {reason: {"count": count, "names": self.names[reason]}
+                   for reason, count in self.counts.items()}
         return {"n_total": self.n_total, "n_used": self.n_used, "reasons": reasons}
 
 # %% ../../nbs/data/00_sources.ipynb #16de6ee3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MOST_PIXELS, MOST_BYTES, MOST_ELONGATED = 80_000_000, 64 * 2**20, 200
+MOST_PIXELS = 80_000_000
+MOST_BYTES = 64 * 2**20
+MOST_ELONGATED = 200
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -121,14 +128,31 @@ def check_there(form: str, *places: Path | None) -> None:
     if missing := next((place for place in places if place and not place.exists()), None):
         raise FileNotFoundError(f"{missing}: no such file or folder; it was to be read as form = {form!r}")
 
+# %% ../../nbs/data/00_sources.ipynb #4aa941e2
+def load_example(found: Found, needs_caption: bool) -> CaptionedImage:
+    """The example itself; BadExample where it cannot be read, or lacks the caption that it needs."""
+    caption, data = found.load()
+    if needs_caption and not caption:
+        raise BadExample("empty caption")
+    return CaptionedImage(found.id, caption, data)
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """SHA-256 over lines, in hex."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
 # %% ../../nbs/data/00_sources.ipynb #4aa941e3
 class CaptionSource:
-    """Iterates over captioned images in a fixed order; `problems` counts what the latest pass could not use."""
+    """Iterates over captioned images in a fixed order; `problems` counts what could not be used."""
     form: str
     needs_caption = True
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
-        self.path, self.images = resolve_path(path), images and resolve_path(images)
+        self.path = resolve_path(path)
+        self.images = images and resolve_path(images)
         self.problems = Problems()
         check_there(self.form, self.path, self.images)
 
@@ -142,28 +166,25 @@ class CaptionSource:
 
     @property
     def key(self) -> str:
-        """SHA-256 that changes with the format and the names, sizes and times of change of the files read, in hex."""
-        digest = hashlib.sha256(f"{self.form}\n".encode())
-        for line in self.describe():
-            digest.update(f"{line}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """SHA-256, in hex, over the format and the names, sizes and times of change of the files read."""
+        return hash_lines(chain([self.form], self.describe()))
 
     def read(self, after: Problems | None = None) -> Iterator[CaptionedImage]:
-        """The examples, or those behind `after`; `problems.n_total` is the position, also of the example just given."""
-        start, self.problems = after.n_total if after else 0, copy.deepcopy(after or Problems())
-        self.problems.n_total, said = 0, False
+        """The examples, or those behind `after`; `problems.n_total` is the place of the one just given."""
+        start = after.n_total if after else 0
+        self.problems = copy.deepcopy(after or Problems())
+        self.problems.n_total = 0
+        said = False
         for found in self.find():
             self.problems.n_total += found.count
             if self.problems.n_total <= start:
                 continue
             try:
-                caption, data = found.load()
-                if self.needs_caption and not caption:
-                    raise BadExample("empty caption")
+                example = load_example(found, self.needs_caption)
             except BadExample as problem:
                 self.problems.add(str(problem), found.id, found.count)
             else:
-                yield CaptionedImage(found.id, caption, data)
+                yield example
             said = said or self.problems.n_total >= Problems.FIRST_LOOK and self.problems.warn(self.path)
         if not said:
             self.problems.warn(self.path)
@@ -173,7 +194,8 @@ class CaptionSource:
 
 # %% ../../nbs/data/00_sources.ipynb #5e3c0a00
 def sum_examples(examples: Iterable[CaptionedImage], start: int | None = 0) -> int | None:
-    """CRC-32 of the ids, captions and files of examples, going on behind `start`; None, which is unknown, stays so."""
+    """CRC-32 of the ids, captions and files of examples, going on behind `start`;
+    None, which is unknown, stays so."""
     for example in examples if start is not None else ():
         for part in (example.id, example.caption):
             start = zlib.crc32(f"{part}\n".encode("utf-8", "surrogatepass"), start)
@@ -200,12 +222,15 @@ def read_image(path: str | Path) -> bytes:
 
 
 def resolve_inside(folder: str | Path, name: str, named_in: str | Path = "") -> Path:
-    """Where `name` lies below `folder`, links followed. BadImage where it leads out; with `named_in`, the file that holds
+    """Where `name` lies below `folder`, links followed. BadImage where it leads out;
+    with `named_in`, the file that holds
     the name, the message says all of it."""
     try:
-        root, place = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+        root = os.path.realpath(folder)
+        place = os.path.realpath(os.path.join(folder, name))
     except (ValueError, TypeError):  # no name of a file: half a character, a null, a number
-        raise BadImage(f"{named_in}: {name!r} is no name of a file" if named_in else "missing image") from None
+        raise BadImage(f"{named_in}: {name!r} is no name of a file" if named_in
+                       else "missing image") from None
     if place != root and not place.startswith(os.path.join(root, "")):
         raise BadImage(f"{named_in}: {name!r} leads out of {folder}; allowed are files below it" if named_in
                        else "image outside its folder")
@@ -218,7 +243,8 @@ def read_inside(folder: str | Path, name: str) -> bytes:
 
 # %% ../../nbs/data/00_sources.ipynb #5c0ec300
 def list_files(folder: Path) -> Iterator[tuple[str, int]]:
-    """(relative name, size) of all files below `folder`, sorted within each folder; a link that leads nowhere has size -1."""
+    """(relative name, size) of all files below `folder`, sorted within each folder;
+    a link that leads nowhere has size -1."""
     for place, folders, names in os.walk(folder):
         folders.sort()
         inside = Path(place).relative_to(folder)

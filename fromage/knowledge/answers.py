@@ -36,33 +36,41 @@ def answer_ranks(scores: np.ndarray, answers: Sequence[Sequence[int]]) -> np.nda
 def kinds_of(queries: Sequence[KnowledgeQuery]) -> dict[str, np.ndarray]:
     """Kind -> numbers of its queries, in the order in which kinds come."""
     kinds = dict.fromkeys(query.kind for query in queries)
-    return {kind: np.array([row for row, query in enumerate(queries) if query.kind == kind]) for kind in kinds}
+    return {kind: np.array([row for row, query in enumerate(queries) if query.kind == kind])
+            for kind in kinds}
 
 
-def estimates_by_kind(ranks: np.ndarray, groups: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, dict[str, Estimate]]:
+def estimates_by_kind(ranks: np.ndarray, groups: Mapping[str, np.ndarray],
+                      seed: int = 0) -> dict[str, dict[str, Estimate]]:
     """Group -> R@1, R@5, R@10, MRR and the median rank with intervals."""
     return {name: retrieval_estimates(ranks[rows], seed=seed) for name, rows in groups.items()}
 
 
-def compare_answers(ranks: Mapping[str, np.ndarray], ours: str, rows: np.ndarray, seed: int = 0) -> dict[str, dict]:
-    """`ours minus other` -> the difference of R@10 over queries `rows`, its interval and p-values, for every other one."""
+def compare_answers(ranks: Mapping[str, np.ndarray], ours: str, rows: np.ndarray,
+                    seed: int = 0) -> dict[str, dict]:
+    """`ours minus other` -> the difference of R@10 over queries `rows`, its interval and p-values,
+    for every other one."""
     values = {name: hits(each[rows], 10) for name, each in ranks.items()}
     return compare_pairs(values, [(ours, other) for other in ranks if other != ours], seed=seed)
 
 
 def average_seeds(ranks: Sequence[np.ndarray], rows: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
     """R@1, R@10 and MRR, the mean over trainings, with intervals that draw queries."""
-    metrics = {"R@1": lambda each: hits(each, 1), "R@10": lambda each: hits(each, 10), "MRR": reciprocal_ranks}
-    return {name: bootstrap(np.mean([metric(each[rows]) for each in ranks], 0), seed=seed) for name, metric in metrics.items()}
+    metrics = {"R@1": lambda each: hits(each, 1), "R@10": lambda each: hits(each, 10),
+               "MRR": reciprocal_ranks}
+    return {name: bootstrap(np.mean([metric(each[rows]) for each in ranks], 0), seed=seed)
+            for name, metric in metrics.items()}
 
 # %% ../../nbs/knowledge/06_answers.ipynb #88f600011
-def show_answers(queries: Sequence[KnowledgeQuery], scores: np.ndarray, pictures: Sequence[NamedPicture], rows: Sequence[int],
-                 best: int = 5) -> Figure:
-    """The figure of some queries, numbered `rows`, with their best pictures and, below, the makers; right ones are framed."""
+def show_answers(queries: Sequence[KnowledgeQuery], scores: np.ndarray, pictures: Sequence[NamedPicture],
+                 rows: Sequence[int], best: int = 5) -> Figure:
+    """The figure of some queries, numbered `rows`, with their best pictures and, below, the makers;
+    right ones are framed."""
     order = np.argsort(-scores[list(rows)], axis=1, kind="stable")[:, :best]
     right = [(line, column) for line, row in enumerate(rows) for column, found in enumerate(order[line])
              if pictures[found].name in queries[row].answers]
-    figure = image_grid([[pictures[found].open() for found in line] for line in order], [queries[row].text for row in rows],
+    figure = image_grid([[pictures[found].open() for found in line] for line in order],
+                        [queries[row].text for row in rows],
                         [[pictures[found].name for found in line] for line in order], right)
     makers = {f"{pictures[found].maker} ({pictures[found].licence})" for line in order for found in line}
     figure.supxlabel(f"Pictures: {', '.join(sorted(makers))}", fontsize="small")
@@ -72,4 +80,5 @@ def show_answers(queries: Sequence[KnowledgeQuery], scores: np.ndarray, pictures
 def choose_shown(groups: Mapping[str, np.ndarray], seed: int = 0, each: int = 2) -> list[int]:
     """Of each group so many queries, drawn by the seed whatever their ranks are."""
     generator = np.random.default_rng(seed)
-    return [int(row) for rows in groups.values() for row in generator.choice(rows, min(each, len(rows)), replace=False)]
+    return [int(row) for rows in groups.values()
+            for row in generator.choice(rows, min(each, len(rows)), replace=False)]

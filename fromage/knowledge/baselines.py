@@ -40,23 +40,30 @@ def tfidf_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray
     return vectors([Counter(split_words(text)) for text in queries]) @ vectors(bags).T
 
 # %% ../../nbs/knowledge/05_baselines.ipynb #88f500008
-def own_scores(queries: TextStates, names: TextStates, texts: Sequence[str], candidates: Sequence[str]) -> dict[str, np.ndarray]:
+def own_scores(queries: TextStates, names: TextStates, texts: Sequence[str],
+               candidates: Sequence[str]) -> dict[str, np.ndarray]:
     """`place, layer` -> cosines (Q, N) of the states of query texts and of the candidates' names."""
-    found, rows, columns = {}, queries.rows(texts), names.rows(candidates)
+    found = {}
+    rows = queries.rows(texts)
+    columns = names.rows(candidates)
     for place in STATE_PLACES:
         for layer in names.layers:
             own = names.at(place, layer)[columns]
             asked = queries.at(place, layer)[rows] - own.mean(0)
-            found[f"{place}, layer {layer}"] = (F.normalize(asked, dim=1) @ F.normalize(own - own.mean(0), dim=1).T).numpy()
+            found[f"{place}, layer {layer}"] = (F.normalize(asked, dim=1) @ F.normalize(own - own.mean(0),
+                                                                                        dim=1).T).numpy()
     return found
 
 # %% ../../nbs/knowledge/05_baselines.ipynb #88f500011
 def chance_levels(answers: Sequence[int], count: int) -> dict[str, float]:
-    """R@1, R@5, R@10 and MRR in % of blind drawing among `count` pictures, for queries with so many right ones each."""
-    totals = {f"R@{k}": np.mean([1 - math.comb(count - own, min(k, count)) / math.comb(count, min(k, count)) for own in answers])
+    """R@1, R@5, R@10 and MRR in % of blind drawing among `count` pictures,
+    for queries with so many right ones each."""
+    totals = {f"R@{k}": np.mean([1 - math.comb(count - own, min(k, count)) / math.comb(count, min(k, count))
+                                 for own in answers])
               for k in (1, 5, 10)}
     reciprocal = []
     for own in answers:
-        ahead = [math.comb(count - rank, own - 1) / math.comb(count, own) for rank in range(1, count - own + 2)]
+        ahead = [math.comb(count - rank, own - 1) / math.comb(count, own)
+                 for rank in range(1, count - own + 2)]
         reciprocal.append(sum(share / rank for rank, share in enumerate(ahead, 1)))
     return {name: 100 * float(value) for name, value in (totals | {"MRR": np.mean(reciprocal)}).items()}

@@ -32,7 +32,8 @@ class WordNet:
 
 def read_wordnet(folder: str | Path = "data/texts/wordnet") -> WordNet:
     """WordNet's nouns; FileNotFoundError where `folder` lacks index.noun or data.noun."""
-    folder, places = resolve_path(folder), {}
+    folder = resolve_path(folder)
+    places = {}
     for line in (folder / "index.noun").read_text(encoding="utf-8").splitlines():
         if not line.startswith(" "):  # the licence
             word, _, senses, *rest = line.split()
@@ -44,7 +45,8 @@ DEFINITION_KINDS = ("definitions", "definitions of countries")
 
 
 def define_names(wordnet: WordNet, names: Mapping[str, Sequence[str]]) -> list[KnowledgeQuery]:
-    """A query for each name (with its further names) with a definition that does not contain it; those of one definition
+    """A query for each name (with its further names) with a definition that does not contain it;
+    those of one definition
     are right together."""
     answers: dict[tuple[str, str], list[str]] = {}
     for name, aliases in names.items():

@@ -19,7 +19,7 @@ from ..core.config import Training
 from ..core.tensors import load_tensors, save_tensors
 from ..model.losses import contrastive_losses
 from ..model.model import project_images, project_text
-from ..model.training import learning_rate, make_optimizer, step_rows
+from ..model.steps import learning_rate, make_optimizer, step_rows
 
 # %% ../../nbs/knowledge/04_grounding.ipynb #88f400005
 class PictureMaps(nn.Module):
@@ -34,7 +34,8 @@ class PictureMaps(nn.Module):
     @torch.no_grad()
     def scores(self, states: Tensor, features: Tensor) -> np.ndarray:
         """Cosines (M, N) of texts with states (M, D) and pictures with features (N, V)."""
-        text, images = project_text(self, [states]), project_images(self, features)
+        text = project_text(self, [states])
+        images = project_images(self, features)
         return (F.normalize(text, dim=1) @ F.normalize(images, dim=1).T).numpy()
 
 
@@ -47,7 +48,8 @@ def fold_scaling(layer: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
 # %% ../../nbs/knowledge/04_grounding.ipynb #88f400008
 @dataclass(frozen=True)
 class NamedTexts:
-    """Texts of pictures: the states (M, D), and which picture (M,) of N each belongs to; every picture has one."""
+    """Texts of pictures: the states (M, D), and which picture (M,) of N each belongs to;
+    every picture has one."""
     states: Tensor
     owner: np.ndarray
 
@@ -58,21 +60,28 @@ class NamedTexts:
         return starts + (generator.random(len(pictures)) * counts).astype(int)
 
 
-def train_maps(texts: NamedTexts, features: Tensor, training: Training, retrieval_dim: int, seed: int = 0) -> PictureMaps:
-    """Maps trained by contrast on texts and features (N, V); ValueError where `owner` lacks one or is not sorted."""
-    if not np.array_equal(np.unique(texts.owner), np.arange(len(features))) or (np.diff(texts.owner) < 0).any():
-        raise ValueError(f"owner: allowed are the numbers 0 to {len(features) - 1}, each at least once, in order")
+def train_maps(texts: NamedTexts, features: Tensor, training: Training, retrieval_dim: int,
+               seed: int = 0) -> PictureMaps:
+    """Maps trained by contrast on texts and features (N, V); ValueError where
+    `owner` lacks one or is not sorted."""
+    if not np.array_equal(np.unique(texts.owner),
+                          np.arange(len(features))) or (np.diff(texts.owner) < 0).any():
+        raise ValueError(f"owner: allowed are the numbers 0 to {len(features) - 1}, each at least once, in "
+                         "order")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         maps = PictureMaps(texts.states.shape[1], features.shape[1], retrieval_dim)
-    mean, deviation = texts.states.mean(0), texts.states.std(0).clamp_min(1e-6)
-    states, optimizer = (texts.states - mean) / deviation, make_optimizer(maps, training)
+    mean = texts.states.mean(0)
+    deviation = texts.states.std(0).clamp_min(1e-6)
+    states = (texts.states - mean) / deviation
+    optimizer = make_optimizer(maps, training)
     for step in range(training.steps):
         for group in optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(training, step)
         pictures = step_rows(len(features), training.batch_size, seed, step)
         rows = texts.choose(pictures, np.random.default_rng([seed, step, 3]))
-        text, images = project_text(maps, [states[rows]]), project_images(maps, features[pictures])
+        text = project_text(maps, [states[rows]])
+        images = project_images(maps, features[pictures])
         optimizer.zero_grad(set_to_none=True)
         (sum(contrastive_losses(maps, text, images)) / 2).backward()
         torch.nn.utils.clip_grad_norm_(maps.parameters(), training.gradient_clip or float("inf"))
@@ -93,7 +102,8 @@ class ShippedMaps:
 def save_maps(path: str | Path, maps: PictureMaps, layer: int, fingerprint: str, about: dict) -> Path:
     """Writes maps with all that one must know to use them."""
     header = {"layer": layer, "language_fingerprint": fingerprint, "about": about}
-    return save_tensors(path, "picture maps", {name: value.detach() for name, value in maps.named_parameters()}, header)
+    return save_tensors(path, "picture maps", {name: value.detach()
+                                               for name, value in maps.named_parameters()}, header)
 
 
 def load_maps(path: str | Path) -> ShippedMaps:

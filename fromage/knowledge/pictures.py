@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.config import resolve_path
 from ..data.layouts import list_shards
 
 # %% ../../nbs/knowledge/02_pictures.ipynb #88f200005
@@ -44,7 +43,8 @@ def read_pictures(folder: str | Path) -> list[NamedPicture]:
             for name in sorted(name for name in members if name.endswith(".json")):
                 about = json.load(archive.extractfile(members[name]))
                 png = archive.extractfile(members[name.removesuffix("json") + "png"]).read()
-                found.append(NamedPicture(about["caption"], tuple(about["aliases"]), png, about["maker"], about["licence"]))
+                found.append(NamedPicture(about["caption"], tuple(about["aliases"]), png, about["maker"],
+                                          about["licence"]))
     return found
 
 # %% ../../nbs/knowledge/02_pictures.ipynb #88f200008

@@ -29,13 +29,15 @@ class KnowledgeQuery:
 
 
 def read_queries(path: str | Path = "data/knowledge/queries.tsv") -> list[KnowledgeQuery]:
-    """The queries of a table `kind<TAB>query<TAB>answer|answer`; ValueError for a kind that does not exist, or no answer."""
+    """The queries of a table `kind<TAB>query<TAB>answer|answer`;
+    ValueError for a kind that does not exist, or no answer."""
     table = pd.read_csv(resolve_path(path), sep="\t", dtype=str, keep_default_na=False, quoting=3)
     found = []
     for line, row in enumerate(table.itertuples(), 2):
         answers = tuple(filter(None, row.answers.split("|")))
         if row.kind not in QUERY_KINDS or not answers or not row.query:
-            raise ValueError(f"{path}, line {line}: {row.kind!r}, {row.query!r}, {row.answers!r}; allowed is a kind among "
+            raise ValueError(f"{path}, line {line}: {row.kind!r}, {row.query!r}, {row.answers!r}; allowed "
+                             "is a kind among "
                              f"{', '.join(QUERY_KINDS)}, a query and at least one answer")
         found.append(KnowledgeQuery(row.kind, row.query, answers))
     return found
@@ -47,7 +49,8 @@ def gives_away(query: KnowledgeQuery, aliases: Mapping[str, Sequence[str]]) -> l
     return [name for name in known if re.search(rf"\b{re.escape(name.lower())}\b", query.text.lower())]
 
 
-def with_pictures(queries: Sequence[KnowledgeQuery], names: Sequence[str]) -> tuple[list[KnowledgeQuery], dict[str, int]]:
+def with_pictures(queries: Sequence[KnowledgeQuery],
+                  names: Sequence[str]) -> tuple[list[KnowledgeQuery], dict[str, int]]:
     """The queries of which a right picture is among `names`, and how many others there are of each kind."""
     known = set(names)
     kept = [query for query in queries if known & set(query.answers)]

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..core.config import resolve_path
-from ..core.records import atomic_path, hash_value, progress
-from ..model.model import RET, Fromage, run_language_model
+from ..core.progress import progress
+from ..core.records import atomic_path, hash_value
+from ..model.model import Fromage, run_language_model
 from ..model.prompts import build_prompt, embed_prompts
+from ..model.tokens import RET
 
 # %% ../../nbs/knowledge/03_states.ipynb #88f300005
 STATE_PLACES = ("[RET]", "last word", "mean of words")
@@ -45,8 +47,11 @@ def read_texts(model: Fromage, texts: Sequence[str], layers: Sequence[int]) -> n
     """The states (N, 3, L, D) of texts, each followed by `[RET]`, in one pass."""
     batch = embed_prompts(model, [build_prompt(model, [text + RET]) for text in texts])
     output = run_language_model(model, batch.embeddings, all_layers=True)
-    states = torch.stack([output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers], 1)
-    rows, ends = torch.arange(len(texts)), batch.lengths.cpu() - 1  # [RET] is the last
+    states = torch.stack([output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+                          for layer in layers], 1)
+    # [RET] is the last
+    rows = torch.arange(len(texts))
+    ends = batch.lengths.cpu() - 1
     columns = torch.arange(states.shape[2])
     words = ((columns > 0) & (columns < ends[:, None])).to(states)[:, None, :, None]  # (N, 1, T, 1)
     mean = (states * words).sum(2) / words.sum(2).clamp_min(1)
@@ -56,10 +61,12 @@ def read_texts(model: Fromage, texts: Sequence[str], layers: Sequence[int]) -> n
 # %% ../../nbs/knowledge/03_states.ipynb #88f300008
 def states_key(model: Fromage, layers: Sequence[int], texts: Sequence[str]) -> str:
     """A hash over everything that these states depend on."""
-    return hash_value([model.language_fingerprint, model.ret_input.detach().cpu().numpy(), list(layers), list(texts)])
+    return hash_value([model.language_fingerprint, model.ret_input.detach().cpu().numpy(), list(layers),
+                       list(texts)])
 
 
-def keep_states(model: Fromage, texts: Sequence[str], layers: Sequence[int], folder: str | Path, size: int = 48) -> TextStates:
+def keep_states(model: Fromage, texts: Sequence[str], layers: Sequence[int], folder: str | Path,
+                size: int = 48) -> TextStates:
     """The states of all different texts, from `folder` where they were computed before."""
     folder = resolve_path(folder)
     order = sorted(set(texts), key=lambda text: (len(model.vocabulary.encode(text)), text))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..core.config import Training, change, get_preset, resolve_path
+from ..core.config import Training, resolve_path
 from ..core.metrics import hits
+from ..core.presets import change, get_preset
 from .answers import answer_ranks
 from .definitions import define_names, read_wordnet
 from .grounding import NamedTexts, train_maps
@@ -30,7 +31,8 @@ from ..networks.backbones import freeze, load_language_model
 # %% ../../nbs/knowledge/07_systems.ipynb #88f700005
 @dataclass(frozen=True)
 class KnowledgeParts:
-    """Pictures with names, queries that they can answer, a language model's folder, and name -> reason of what is left out."""
+    """Pictures with names, queries that they can answer, a language model's folder,
+    and name -> reason of what is left out."""
     pictures: list[NamedPicture]
     queries: list[KnowledgeQuery]
     language_model: str
@@ -43,8 +45,10 @@ class KnowledgeParts:
 
 
 def open_parts(pictures: str, language_model: str, wordnet: str, limit: int | None = None) -> KnowledgeParts:
-    """What is there of drawings, language model and definitions; the rest named, with what stands in for it."""
-    left, own = {}, read_queries()
+    """What is there of drawings, language model and definitions;
+    the rest named, with what stands in for it."""
+    left = {}
+    own = read_queries()
     try:
         shown = read_pictures(pictures)[:limit]
     except FileNotFoundError:
@@ -78,7 +82,8 @@ def forget_all(language_model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A model of the same architecture with the weights that its training would have begun with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return freeze(AutoModelForCausalLM.from_config(language_model.config, dtype=language_model.dtype), "cpu")
+        return freeze(AutoModelForCausalLM.from_config(language_model.config, dtype=language_model.dtype),
+                      "cpu")
 
 
 def choose_layers(model: Fromage) -> tuple[int, ...]:
@@ -89,8 +94,10 @@ def choose_layers(model: Fromage) -> tuple[int, ...]:
 # %% ../../nbs/knowledge/07_systems.ipynb #88f700011
 def texts_of(pictures: Sequence[NamedPicture], with_aliases: bool = True) -> tuple[list[str], np.ndarray]:
     """All texts of pictures, and the number of the picture that each belongs to, in order."""
-    own = [dict.fromkeys((each.name, *(alias for alias in each.aliases if with_aliases and len(alias) > 2))) for each in pictures]
-    return [text for texts in own for text in texts], np.repeat(np.arange(len(own)), [len(texts) for texts in own])
+    own = [dict.fromkeys((each.name, *(alias for alias in each.aliases if with_aliases and len(alias) > 2)))
+           for each in pictures]
+    return [text for texts in own for text in texts], np.repeat(np.arange(len(own)),
+                                                                [len(texts) for texts in own])
 
 
 def named_texts(kept: TextStates, pictures: Sequence[NamedPicture], place: str, layer: int,
@@ -100,24 +107,27 @@ def named_texts(kept: TextStates, pictures: Sequence[NamedPicture], place: str, 
     return NamedTexts(kept.at(place, layer)[kept.rows(texts)], owner)
 
 # %% ../../nbs/knowledge/07_systems.ipynb #88f700014
-def try_layers(kept: TextStates, pictures: Sequence[NamedPicture], features: Tensor, training: Training, retrieval_dim: int,
-               place: str = "[RET]", seed: int = 0) -> dict[int, float]:
-    """Layer -> R@10 of further names that were not trained on; without any, the last layer alone, with nan."""
+def try_layers(kept: TextStates, pictures: Sequence[NamedPicture], features: Tensor, training: Training,
+               retrieval_dim: int, place: str = "[RET]", seed: int = 0) -> dict[int, float]:
+    """Layer -> R@10 of further names that were not trained on;
+    without any, the last layer alone, with nan."""
     texts, owner = texts_of(pictures)
     names = set(texts_of(pictures, False)[0])
     asked = [row for row, text in enumerate(texts) if text not in names]
     found = {} if asked else {kept.layers[-1]: float("nan")}
     for layer in kept.layers if asked else ():
-        maps = train_maps(named_texts(kept, pictures, place, layer, False), features, training, retrieval_dim, seed)
+        maps = train_maps(named_texts(kept, pictures, place, layer, False), features, training, retrieval_dim,
+                          seed)
         states = kept.at(place, layer)[kept.rows([texts[row] for row in asked])]
         found[layer] = float(hits(answer_ranks(maps.scores(states, features), owner[asked, None]), 10).mean())
     return found
 
 
-def score_queries(kept: TextStates, asked: TextStates, queries: Sequence[KnowledgeQuery], pictures: Sequence[NamedPicture],
-                  features: Tensor, training: Training, retrieval_dim: int, layer: int, place: str = "[RET]",
-                  seeds: Iterable[int] = (0,)) -> list[np.ndarray]:
+def score_queries(kept: TextStates, asked: TextStates, queries: Sequence[KnowledgeQuery],
+                  pictures: Sequence[NamedPicture], features: Tensor, training: Training, retrieval_dim: int,
+                  layer: int, place: str = "[RET]", seeds: Iterable[int] = (0,)) -> list[np.ndarray]:
     """Scores (Q, N) of queries by maps trained with each of some seeds."""
     texts = named_texts(kept, pictures, place, layer)
     states = asked.at(place, layer)[asked.rows([query.text for query in queries])]
-    return [train_maps(texts, features, training, retrieval_dim, seed).scores(states, features) for seed in seeds]
+    return [train_maps(texts, features, training, retrieval_dim, seed).scores(states, features)
+            for seed in seeds]

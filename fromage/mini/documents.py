@@ -52,16 +52,19 @@ def tags(rng: random.Random, facts: frozenset[str], most: int = 6) -> str:
 
 # %% ../../nbs/mini/02_documents.ipynb #481f5742
 def start(rng: random.Random) -> str:
-    """The beginning of a text that opens with key words: `</s>`, or nothing (a picture comes before its caption's `</s>`)."""
+    """The beginning of a text that opens with key words: `</s>`,
+    or nothing (a picture comes before its caption's `</s>`)."""
     return BOS if rng.random() < 0.4 else ""
 
 
 def answered(rng: random.Random, turns: list[Turn], known: frozenset[str], style: str) -> str:
-    """Questions and answers as text; an answer is marked when the known facts (growing on the way) decide it."""
+    """Questions and answers as text; an answer is marked when the known facts
+    (growing on the way) decide it."""
     parts = []
     for turn in turns:
         text = f"{{{turn.answer}}}" if turn.needs <= known else turn.answer
-        parts.append(f"Q: {turn.question}? A: {text}. " if style == "line" else f"Q: {turn.question}?\nA: {text}\n")
+        parts.append(f"Q: {turn.question}? A: {text}. " if style == "line"
+                     else f"Q: {turn.question}?\nA: {text}\n")
         known = known | turn.facts
     return "".join(parts)
 
@@ -77,7 +80,8 @@ def answerable(rng: random.Random, scene: Scene, known: frozenset[str], most: in
 
 # %% ../../nbs/mini/02_documents.ipynb #47039268
 def pairs_document(rng: random.Random) -> str:
-    """Up to ten coloured things, as key words or as a list, and then the colour of each in another order: nothing but
+    """Up to ten coloured things, as key words or as a list, and then the colour of
+    each in another order: nothing but
     finding in the context which word belongs to which."""
     count = rng.choice((1, 2, 2, 2, 3, 4, 6, 8, 10))
     pairs = [(kind, rng.choice(tuple(COLOURS))) for kind in rng.sample(KINDS, count)]
@@ -85,7 +89,8 @@ def pairs_document(rng: random.Random) -> str:
         text = start(rng) + "".join(f"[ {' '.join(rng.sample(pair, 2))}]" for pair in pairs) + BOS
     else:
         phrases = [f"{rng.choice(('', '', 'small ', 'big '))}{colour} {kind}" for kind, colour in pairs]
-        listed = ", ".join(phrases) if rng.random() < 0.6 else " and ".join(with_article(phrase) for phrase in phrases)
+        listed = ", ".join(phrases) if rng.random() < 0.6 else " and ".join(with_article(phrase)
+                                                                            for phrase in phrases)
         text = BOS + listed + rng.choice((".", "")) + rng.choice((BOS, "\n"))
     rng.shuffle(pairs)
     if rng.random() < 0.4:
@@ -118,10 +123,12 @@ def question_document(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.5:
         said = caption(rng, scene, whole=rng.random() < 0.7)
-        known, text = said.facts, BOS + said.text
+        known = said.facts
+        text = BOS + said.text
         known = known | {EVERYTHING} if all(thing.kind in known for thing in scene.things) else known
     else:
-        known, text = everything, start(rng) + keys(rng, scene)
+        known = everything
+        text = start(rng) + keys(rng, scene)
         text += BOS + mark(caption(rng, scene).text) if kind > 0.85 else ""
     turns = answerable(rng, scene, known, 6)
     text += rng.choice((BOS, "\n", BOS, "" if kind >= 0.5 else " ")) + answered(rng, turns, known, "lines")
@@ -129,8 +136,10 @@ def question_document(rng: random.Random) -> str:
 
 # %% ../../nbs/mini/02_documents.ipynb #279a9b27
 def dialogue_document(rng: random.Random) -> str:
-    """A dialogue of up to ten rounds about a scene that nobody described, and a summary: hashtags or a caption."""
-    scene, rounds = sample_scene(rng, "train"), rng.choice((1, 2, 3, 4, 5, 6, 8, 10))
+    """A dialogue of up to ten rounds about a scene that nobody described,
+    and a summary: hashtags or a caption."""
+    scene = sample_scene(rng, "train")
+    rounds = rng.choice((1, 2, 3, 4, 5, 6, 8, 10))
     turns = dialogue(rng, scene, rounds)
     style = "line" if rng.random() < 0.75 else "lines"
     facts = frozenset().union(*(turn.facts for turn in turns))
@@ -151,7 +160,8 @@ def seen_dialogue_document(rng: random.Random) -> str:
 def story_document(rng: random.Random) -> str:
     """A story, with key words in the place of some pictures or of none, and hashtags for its last scene."""
     frames = plot(rng, rng.choice((2, 3, 4, 5, 5, 5)))
-    story, last = tell(rng, frames), len(frames) - 1
+    story = tell(rng, frames)
+    last = len(frames) - 1
     pictures = rng.choice(("none", "after", "after", "before"))
     text = BOS if pictures == "before" and rng.random() < 0.5 else ""
     for index, (frame, words) in enumerate(zip(frames, story.captions, strict=True)):
@@ -159,7 +169,8 @@ def story_document(rng: random.Random) -> str:
         if pictures == "before":
             text += key + BOS + mark(words)
         else:
-            carried = mark(words) if index and frame.event in ("move", "turn", "leave") and rng.random() < 0.3 else words
+            carried = mark(words) if index and frame.event in ("move", "turn",
+                                                               "leave") and rng.random() < 0.3 else words
             text += BOS + carried + (key if pictures == "after" and index < last else "")
     if pictures == "before":
         return text + BOS
@@ -170,9 +181,14 @@ def story_document(rng: random.Random) -> str:
     return text + tags(rng, known, 9)
 
 # %% ../../nbs/mini/02_documents.ipynb #17b188ab
-def name_things(rng: random.Random, count: int, more: int, show: Callable[[str], str], opening: str = "") -> str:
-    """New words for `count` kinds, each shown once and `more` times again; a word that stood there before is decided."""
-    names, kinds, text, shown = rng.sample(NAMES, count), rng.sample(KINDS, count), "", set()
+def name_things(rng: random.Random, count: int, more: int, show: Callable[[str], str],
+                opening: str = "") -> str:
+    """New words for `count` kinds, each shown once and `more` times again;
+    a word that stood there before is decided."""
+    names = rng.sample(NAMES, count)
+    kinds = rng.sample(KINDS, count)
+    text = ""
+    shown = set()
     order = [*range(count), *rng.choices(range(count), k=more)]
     rng.shuffle(order)
     for index in order:
@@ -183,10 +199,11 @@ def name_things(rng: random.Random, count: int, more: int, show: Callable[[str],
 
 
 def drill_document(rng: random.Random) -> str:
-    """New words for bare kinds, again and again: nothing but finding what followed the like of this before."""
+    """New words for bare kinds, again and again: nothing but finding what followed
+    the like of this before."""
     return name_things(rng, rng.choice((2, 3)), rng.randint(8, 16), lambda kind: f"[ {kind}]")
 
-
+# %% ../../nbs/mini/02_documents.ipynb #b69be158
 def scene_of(rng: random.Random, kind: str) -> Scene:
     """A scene with one thing, of this kind."""
     while True:
@@ -204,7 +221,8 @@ def caption_naming(rng: random.Random, kind: str) -> str:
 
 
 def naming_document(rng: random.Random) -> str:
-    """New words for two or three kinds, learned from examples in this very text: bare, coloured, in whole scenes or told."""
+    """New words for two or three kinds, learned from examples in this very text: bare, coloured,
+    in whole scenes or told."""
     how = rng.choices(("bare", "coloured", "keys", "told"), (0.15, 0.2, 0.45, 0.2))[0]
 
     def show(kind: str) -> str:
@@ -213,7 +231,8 @@ def naming_document(rng: random.Random) -> str:
             return f"[ {' '.join(rng.sample(words, len(words)))}]"
         return BOS + caption_naming(rng, kind) if how == "told" else keys(rng, scene_of(rng, kind))
 
-    return name_things(rng, rng.choice((2, 2, 3)), rng.randint(1, 8), show, rng.choice(("", "", "this is a ")))
+    return name_things(rng, rng.choice((2, 2, 3)), rng.randint(1, 8), show,
+                       rng.choice(("", "", "this is a ")))
 
 # %% ../../nbs/mini/02_documents.ipynb #92fb7e10
 def change_document(rng: random.Random) -> str:
@@ -221,7 +240,9 @@ def change_document(rng: random.Random) -> str:
     scene = sample_scene(rng, "train", rng.choice((1, 1, 2)))
     thing = rng.choice(scene.things)
     kind = rng.choice(("style", "style", "ground", "colour"))
-    things, ground, style = scene.things, scene.ground, scene.style
+    things = scene.things
+    ground = scene.ground
+    style = scene.style
     if kind == "style":
         style = rng.choice(STYLES)
         order = rng.choice(("as a pencil drawing", "as a drawing") if style == "drawing" else ("as a photo",))
@@ -247,11 +268,15 @@ STAGES: dict[str, dict[Document, float]] = {
     "pairs": {pairs_document: 1.0},
     "short": {sentence_document: 0.28, summary_document: 0.14, question_document: 0.4, pairs_document: 0.08,
               naming_document: 0.07, drill_document: 0.03},
-    "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.18, dialogue_document: 0.15,
-              seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.08, change_document: 0.06,
+    "mixed": {sentence_document: 0.2, summary_document: 0.08, question_document: 0.18,
+              dialogue_document: 0.15,
+              seen_dialogue_document: 0.05, story_document: 0.17, naming_document: 0.08,
+              change_document: 0.06,
               pairs_document: 0.03},
-    "names": {sentence_document: 0.14, summary_document: 0.07, question_document: 0.12, dialogue_document: 0.14,
-              seen_dialogue_document: 0.04, story_document: 0.18, naming_document: 0.25, change_document: 0.04,
+    "names": {sentence_document: 0.14, summary_document: 0.07, question_document: 0.12,
+              dialogue_document: 0.14,
+              seen_dialogue_document: 0.04, story_document: 0.18, naming_document: 0.25,
+              change_document: 0.04,
               pairs_document: 0.02},
     "told": {sentence_document: 0.26, summary_document: 0.11, question_document: 0.2, story_document: 0.24,
              naming_document: 0.09, change_document: 0.07, pairs_document: 0.03},

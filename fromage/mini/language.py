@@ -82,12 +82,14 @@ def caption(rng: random.Random, scene: Scene, whole: bool = False) -> Said:
             thing = scene.things[index]
             body = Said(f"{body.text} {at_place(thing.place)}", frozenset((thing.place + thing.kind,)))
     text = f"{body.text} {on_ground(scene.ground)}" if ground else body.text
-    return Said(dress(rng, text, scene.style if style else ""), facts.union(body.facts, *(p.facts for p in phrases)))
+    return Said(dress(rng, text, scene.style if style else ""),
+                facts.union(body.facts, *(p.facts for p in phrases)))
 
 
 def list_caption(rng: random.Random, scene: Scene, phrases: list[Said], facts: frozenset[str]) -> Said:
     """A caption that is a mere list of words: "red ball, blue cup, grass"."""
-    words = [phrase.text for phrase in phrases] + [word for word in (scene.ground, scene.style) if word in facts]
+    words = [phrase.text for phrase in phrases] + [word
+                                                   for word in (scene.ground, scene.style) if word in facts]
     rng.shuffle(words)
     return Said(", ".join(words), facts.union(*(phrase.facts for phrase in phrases)))
 
@@ -95,7 +97,8 @@ def list_caption(rng: random.Random, scene: Scene, phrases: list[Said], facts: f
 def dress(rng: random.Random, text: str, style: str) -> str:
     """Put a beginning before the text, with the style where one is given, and perhaps a full stop behind it."""
     if style == "drawing":
-        text = rng.choice((f"a pencil drawing of {text}", f"a drawing of {text}", f"{text} as a pencil drawing"))
+        text = rng.choice((f"a pencil drawing of {text}", f"a drawing of {text}",
+                           f"{text} as a pencil drawing"))
     elif style:
         text = rng.choice((f"a photo of {text}", f"{text} as a photo"))
     else:
@@ -127,22 +130,26 @@ def thing_turns(rng: random.Random, thing: Thing, only: bool) -> list[Turn]:
         return Turn(question, full if long else short, frozenset((kind, fact)), frozenset((fact,)))
 
     turns = [
-        turn(f"what colour is the {kind}", colour, rng.choice((f"it is {colour}", f"the {kind} is {colour}")), colour + kind),
+        turn(f"what colour is the {kind}", colour, rng.choice((f"it is {colour}", f"the {kind} is {colour}")),
+             colour + kind),
         turn(f"is the {kind} {colour}", "yes", f"yes, it is {colour}", colour + kind),
         turn(f"is the {kind} {other}", f"no, it is {colour}", f"no, {colour}", colour + kind),
         turn(f"how big is the {kind}", size, f"it is {size}", size + kind),
-        turn(f"is the {kind} big", "yes" if size == "big" else "no", "yes, it is big" if size == "big" else "no, it is small",
+        turn(f"is the {kind} big", "yes" if size == "big" else "no",
+             "yes, it is big" if size == "big" else "no, it is small",
              size + kind),
         turn(f"where is the {kind}", where, f"it is {where}", place + kind),
         Turn(f"is there {with_article(kind)}", f"yes, {with_article(colour)} one" if long else "yes",
-             frozenset((kind, colour + kind) if long else (kind,)), frozenset((kind, colour + kind) if long else (kind,))),
+             frozenset((kind, colour + kind) if long else (kind,)),
+             frozenset((kind, colour + kind) if long else (kind,))),
         turn(f"what is {where}", with_article(kind), with_article(f"{colour} {kind}"), place + kind),
     ]
     if long:
         turns[-1] = Turn(turns[-1].question, turns[-1].answer, turns[-1].facts | {colour + kind},
                          frozenset((place + kind, colour + kind)))
     if only:
-        turns.append(turn(f"what is the {colour} thing", with_article(kind), f"it is {with_article(kind)}", colour + kind))
+        turns.append(turn(f"what is the {colour} thing", with_article(kind), f"it is {with_article(kind)}",
+                          colour + kind))
     return turns
 
 # %% ../../nbs/mini/01_language.ipynb #50570ff8
@@ -154,7 +161,8 @@ def all_turns(rng: random.Random, scene: Scene) -> list[Turn]:
     kinds = frozenset(thing.kind for thing in scene.things)
     see = " and ".join(with_article(thing.kind) for thing in scene.things)
     turns.append(Turn("what do you see", see, kinds, kinds | {EVERYTHING}))
-    turns.append(Turn("how many things are there", "one" if alone else "two", frozenset(), frozenset((EVERYTHING,))))
+    turns.append(Turn("how many things are there", "one" if alone else "two", frozenset(),
+                      frozenset((EVERYTHING,))))
     ground = frozenset((scene.ground,))
     turns.append(Turn(rng.choice(("what is below it all", "what is the ground")),
                       rng.choice((scene.ground, f"the {scene.ground}")), ground, ground))
@@ -164,7 +172,8 @@ def all_turns(rng: random.Random, scene: Scene) -> list[Turn]:
         one, two = rng.sample(scene.things, 2)
         turns.append(Turn(f"what is next to the {one.kind}", with_article(two.kind), kinds, kinds))
     for kind in rng.sample([kind for kind in KINDS if kind not in kinds], 3):
-        turns.append(Turn(f"is there {with_article(kind)}", rng.choice(("no", "no, there is not")), frozenset(),
+        turns.append(Turn(f"is there {with_article(kind)}", rng.choice(("no", "no, there is not")),
+                          frozenset(),
                           frozenset((EVERYTHING,))))
     return turns
 
@@ -240,15 +249,18 @@ def tell_frame(rng: random.Random, frame: Frame, then: str, new: Said | None) ->
     others = [thing for thing in scene.things if thing is not hero]
     where = on_ground(scene.ground)
     if frame.event == "move":
-        text = f"they were {where}" if others else rng.choice((f"it was {where}", f"we took it to the {scene.ground}"))
+        text = f"they were {where}" if others else rng.choice((f"it was {where}",
+                                                               f"we took it to the {scene.ground}"))
         return Said(f"{then} {text}.", frozenset((scene.ground,)))
     if frame.event == "leave":
         return Said(f"{then} it was alone{rng.choice(('', ' again'))}.", frozenset())
     name = with_article(new.text) if frame.event == "meet" else f"the {others[0].kind}"
     facts = new.facts if frame.event == "meet" else frozenset((others[0].kind,))
     if frame.event == "meet" and rng.random() < 0.4:
-        return Said(f"{then} {rng.choice((f'it met {name}', f'{name} came', f'it was next to {name}'))}.", facts)
-    words = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}[hero.place]
+        return Said(f"{then} {rng.choice((f'it met {name}', f'{name} came', f'it was next to {name}'))}.",
+                    facts)
+    words = {"left": "to the left of", "right": "to the right of", "top": "above",
+             "bottom": "below"}[hero.place]
     return Said(f"{then} it was {words} {name}.",
                 facts | {hero.place + hero.kind, others[0].place + others[0].kind})
 
@@ -275,5 +287,6 @@ def tell(rng: random.Random, frames: list[Frame]) -> Story:
         heard.append(frozenset(phrase.facts | known_other | known_ground | said.facts))
         shown = [] if frame.event == "meet" else others
         sure = {hero.kind, hero.colour + hero.kind, hero.size + hero.kind, scene.style, scene.ground}
-        seen.append(frozenset(heard[-1] | sure | {w for t in shown for w in (t.kind, t.colour + t.kind, t.size + t.kind)}))
+        seen.append(frozenset(heard[-1] | sure | {w for t in shown
+                                                  for w in (t.kind, t.colour + t.kind, t.size + t.kind)}))
     return Story(tuple(captions), tuple(heard), tuple(seen))

@@ -38,7 +38,8 @@ def colour_probe(rng: random.Random, n_things: int, shown: bool) -> Probe:
     scene = sample_scene(rng, "validation", n_things)
     thing = rng.choice(scene.things)
     text = keys(rng, scene) + BOS if shown else BOS + caption(rng, scene, whole=True).text + BOS
-    return Probe(f"{text}Q: what colour is the {thing.kind}?\nA:", COLOUR_WORDS, frozenset((f" {thing.colour}",)))
+    return Probe(f"{text}Q: what colour is the {thing.kind}?\nA:", COLOUR_WORDS,
+                 frozenset((f" {thing.colour}",)))
 
 
 def summary_probe(rng: random.Random, rounds: int) -> Probe:
@@ -51,17 +52,21 @@ def summary_probe(rng: random.Random, rounds: int) -> Probe:
 
 # %% ../../nbs/mini/04_probes.ipynb #0cc4d60f
 def story_probe(rng: random.Random, shown: bool, question: bool) -> Probe:
-    """The hero's colour at the end of a story of five captions: as hashtag, or asked; `shown` puts key words behind four."""
+    """The hero's colour at the end of a story of five captions: as hashtag, or asked;
+    `shown` puts key words behind four."""
     while True:
         frames = plot(rng, 5, "vist")
-        story, hero = tell(rng, frames), frames[4].scene.things[frames[4].hero]
+        story = tell(rng, frames)
+        hero = frames[4].scene.things[frames[4].hero]
         if hero.colour + hero.kind in (story.seen if shown else story.heard)[4]:
             break
     text = "".join(BOS + words + (keys(rng, frame.scene) if shown and at < 4 else "")
                    for at, (frame, words) in enumerate(zip(frames, story.captions, strict=True)))
     if question:
-        return Probe(f"{text}{BOS}Q: what colour is the {hero.kind}?\nA:", COLOUR_WORDS, frozenset((f" {hero.colour}",)))
-    return Probe(text + "{#", tuple(colour + hero.kind for colour in COLOURS), frozenset((hero.colour + hero.kind,)))
+        return Probe(f"{text}{BOS}Q: what colour is the {hero.kind}?\nA:", COLOUR_WORDS,
+                     frozenset((f" {hero.colour}",)))
+    return Probe(text + "{#", tuple(colour + hero.kind for colour in COLOURS),
+                 frozenset((hero.colour + hero.kind,)))
 
 
 def naming_probe(rng: random.Random, shots: int) -> Probe:
@@ -69,7 +74,8 @@ def naming_probe(rng: random.Random, shots: int) -> Probe:
     scenes = [sample_scene(rng, "validation", 1) for _ in range(2)]
     while scenes[0].things[0].kind == scenes[1].things[0].kind:
         scenes[1] = sample_scene(rng, "validation", 1)
-    names, text = rng.sample(NAMES, 2), ""
+    names = rng.sample(NAMES, 2)
+    text = ""
     order = [0, 1] * shots
     rng.shuffle(order)
     for which in [*order, asked := rng.randrange(2)]:
@@ -107,7 +113,8 @@ def ask_probe(model: LlamaForCausalLM, encode: Encoder, rng: random.Random, prob
 
 def run_probes(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200, seed: int = 1,
                fold: float = 1.0) -> dict[str, list[float]]:
-    """The results of `count` prompts for every probe; `fold` is the share of prompts whose key words are folded."""
+    """The results of `count` prompts for every probe; `fold` is the share of
+    prompts whose key words are folded."""
     encode = Encoder(tokenizer, fold)
     results = {}
     for name, make in PROBES.items():
@@ -117,9 +124,13 @@ def run_probes(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, coun
 
 # %% ../../nbs/mini/04_probes.ipynb #3f1e277c
 @torch.no_grad()
-def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200, seed: int = 2) -> float:
+def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200,
+                        seed: int = 2) -> float:
     """Per-token perplexity of held-out texts: a caption each, and a dialogue of ten rounds each."""
-    rng, encode, total, tokens = random.Random(seed), Encoder(tokenizer), 0.0, 0
+    rng = random.Random(seed)
+    encode = Encoder(tokenizer)
+    total = 0.0
+    tokens = 0
     for _ in range(count):
         texts = [caption(rng, sample_scene(rng, "validation")).text,
                  plain(answered(rng, dialogue(rng, sample_scene(rng, "visdial")), frozenset(), "line"))]

@@ -58,8 +58,10 @@ class WorldPaths:
 
 PLACES_ON_DISK = {
     "cc3m_train": "cc3m/train", "cc3m_validation": "cc3m/validation", "google_tsv": "cc3m/google.tsv",
-    "caption_tsv": "cc3m/captions.tsv", "table_images": "cc3m/images", "vist_json": "vist/val.story-in-sequence.json",
-    "vist_images": "vist/images", "vist_truth": "vist/truth.json", "visdial_json": "visdial/visdial_1.0_val.json",
+    "caption_tsv": "cc3m/captions.tsv", "table_images": "cc3m/images",
+    "vist_json": "vist/val.story-in-sequence.json",
+    "vist_images": "vist/images", "vist_truth": "vist/truth.json",
+    "visdial_json": "visdial/visdial_1.0_val.json",
     "visdial_dense": "visdial/visdial_1.0_val_dense_annotations.json", "visdial_images": "visdial/images",
     "visdial_truth": "visdial/truth.json", "index": "index.json",
 }
@@ -107,8 +109,10 @@ def write_tables(folder: Path, count: int, seed: int) -> None:
         scene = sample_scene(rng, "validation")
         (folder / "images" / f"{index:06d}.jpg").write_bytes(jpeg(scene, seed + index)[0])
         rows.append((caption(rng, scene).text, f"{index:06d}.jpg"))
-    write_text(folder / "google.tsv", "".join(f"{text}\thttps://images.example/table/{name}\n" for text, name in rows))
-    write_text(folder / "captions.tsv", "caption\timage\n" + "".join(f"{text}\t{name}\n" for text, name in rows))
+    write_text(folder / "google.tsv", "".join(f"{text}\thttps://images.example/table/{name}\n"
+                                              for text, name in rows))
+    write_text(folder / "captions.tsv", "caption\timage\n" + "".join(f"{text}\t{name}\n"
+                                                                     for text, name in rows))
 
 # %% ../../nbs/mini/06_rendering.ipynb #e420ea6f
 def write_vist(folder: Path, albums: int, seed: int) -> None:
@@ -121,25 +125,32 @@ def write_vist(folder: Path, albums: int, seed: int) -> None:
             identifier = str(700000 + len(images))
             identifiers.append(identifier)
             truth[identifier] = frame.scene.truth()
-            about = {"id": identifier, "album_id": str(5000 + album), "title": f"picture {len(images)}", "tags": ""}
-            images.append(about | ({"url_o": f"https://images.example/vist/{identifier}_o.jpg"} if rng.random() < 0.95 else {}))
+            about = {"id": identifier, "album_id": str(5000 + album), "title": f"picture {len(images)}",
+                     "tags": ""}
+            images.append(about | ({"url_o": f"https://images.example/vist/{identifier}_o.jpg"}
+                                   if rng.random() < 0.95 else {}))
             if rng.random() >= 0.02:
-                (folder / "images" / f"{identifier}.jpg").write_bytes(jpeg(frame.scene, seed + len(images))[0])
+                (folder / "images" / f"{identifier}.jpg").write_bytes(jpeg(frame.scene,
+                                                                           seed + len(images))[0])
         for teller in range(2):
             story, lines = tell(rng, frames), []
             for order, (identifier, text) in enumerate(zip(identifiers, story.captions, strict=True)):
-                lines.append([{"original_text": text.capitalize(), "text": text, "album_id": str(5000 + album),
-                               "photo_flickr_id": identifier, "setting": "first-2-pick-and-tell" if teller else "re-tell",
+                lines.append([{"original_text": text.capitalize(), "text": text,
+                               "album_id": str(5000 + album),
+                               "photo_flickr_id": identifier,
+                               "setting": "first-2-pick-and-tell" if teller else "re-tell",
                                "worker_id": f"TELLER{teller}", "story_id": str(40000 + 2 * album + teller),
                                "tier": "story-in-sequence", "worker_arranged_photo_order": order,
                                "storylet_id": str(200000 + 10 * album + 5 * teller + order)}])
             if rng.random() < 0.04:
                 rng.shuffle(lines)
             annotations.extend(lines)
-    about = [{"id": str(5000 + album), "title": f"album {album}", "description": "", "farm": "0"} for album in range(albums)]
+    about = [{"id": str(5000 + album), "title": f"album {album}", "description": "", "farm": "0"}
+             for album in range(albums)]
     info = {"description": "a miniature world in VIST's format", "version": "1.2"}
     write_json(folder / "val.story-in-sequence.json", {
-        "info": info, "type": "story-in-sequence", "albums": about, "images": images, "annotations": annotations})
+        "info": info, "type": "story-in-sequence", "albums": about, "images": images,
+        "annotations": annotations})
     write_json(folder / "truth.json", truth)
 
 # %% ../../nbs/mini/06_rendering.ipynb #406d48dc
@@ -159,7 +170,8 @@ def relevance(scene: Scene, answer: str, candidate: str) -> float:
     return round(share, 1) if share >= 0.5 else 0.0
 
 
-def choose_options(rng: random.Random, pool: list[str], answer: str, near: list[str]) -> tuple[list[str], int]:
+def choose_options(rng: random.Random, pool: list[str], answer: str,
+                   near: list[str]) -> tuple[list[str], int]:
     """100 different answers in random order, the true one and some to like questions among them, and its place."""
     others = sorted({text for text in rng.sample(near, min(len(near), 30)) + ["yes", "no"]} - {answer})
     others += rng.sample(sorted(set(pool) - set(others) - {answer}), 99 - len(others))
@@ -188,7 +200,8 @@ def write_visdial(folder: Path, dialogues: int, seed: int) -> None:
         (folder / "images" / name).write_bytes(jpeg(scene, seed + index)[0])
         chosen = rng.randrange(len(talk))
         for at, turn in enumerate(talk):
-            options, place = choose_options(rng, answers, turn.answer, sorted(near[turn.question.rpartition(" ")[0]]))
+            options, place = choose_options(rng, answers, turn.answer,
+                                            sorted(near[turn.question.rpartition(" ")[0]]))
             rounds.append({"question": asked[turn.question], "answer": place_of[turn.answer],
                            "answer_options": [place_of[text] for text in options], "gt_index": place})
             if at == chosen:
@@ -196,16 +209,19 @@ def write_visdial(folder: Path, dialogues: int, seed: int) -> None:
                               "gt_relevance": [relevance(scene, turn.answer, text) for text in options]})
         dialogs.append({"image_id": identifier, "caption": caption(rng, scene).text, "dialog": rounds})
     write_json(folder / "visdial_1.0_val.json", {
-        "data": {"dialogs": dialogs, "questions": questions, "answers": answers}, "split": "val2018", "version": "1.0"})
+        "data": {"dialogs": dialogs, "questions": questions, "answers": answers}, "split": "val2018",
+        "version": "1.0"})
     write_json(folder / "visdial_1.0_val_dense_annotations.json", dense)
     write_json(folder / "truth.json", truth)
 
 # %% ../../nbs/mini/06_rendering.ipynb #15ce9a17
 def world_key(sizes: WorldSizes) -> str:
     """Changes whenever the rendered world would."""
-    parts = (world, language, write_shards, write_tables, write_vist, write_visdial, relevance, choose_options, jpeg)
+    parts = (world, language, write_shards, write_tables, write_vist, write_visdial, relevance,
+             choose_options, jpeg)
     code = [ast.dump(ast.parse(inspect.getsource(part))) for part in parts]  # comments do not count
-    return hash_value({"sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes)}, "code": code})
+    return hash_value({"sizes": {field.name: getattr(sizes, field.name) for field in fields(sizes)},
+                       "code": code})
 
 
 def ensure_world(folder: str | Path = "data/mini/rendered", sizes: WorldSizes = WorldSizes()) -> WorldPaths:
@@ -233,8 +249,10 @@ def write_manifest(folder: str | Path = "data/mini") -> dict[str, dict]:
     folder = resolve_path(folder)
     files = [path for part in ("lm", "tower") for path in sorted((folder / part).iterdir())]
     files += [path for path in [folder / "checkpoint.safetensors"] if path.is_file()]
-    table = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files}
-    write_json(folder / "manifest.json", {"files": table, "bytes": sum(entry["bytes"] for entry in table.values())})
+    table = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+             for path in files}
+    write_json(folder / "manifest.json", {"files": table,
+                                          "bytes": sum(entry["bytes"] for entry in table.values())})
     return table
 
 

@@ -33,17 +33,21 @@ from .world import KINDS, Scene, draw_scene, sample_scene
 TOWER = {
     "embed_dim": 192,
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 24, "head_width": 64},
-    "text_cfg": {"context_length": 32, "vocab_size": 900, "width": 128, "heads": 4, "layers": 2, "mlp_ratio": 2.0,
+    "text_cfg": {"context_length": 32, "vocab_size": 900, "width": 128, "heads": 4, "layers": 2,
+                 "mlp_ratio": 2.0,
                  "hf_tokenizer_name": "tokenizer", "pool_type": "eos", "eos_id": 0, "pad_id": 1},
 }
-PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic",
+              "resize_mode": "shortest"}
 
 
 def tower_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The language model's vocabulary with `</s>` behind a text instead of before it: there the text side pools."""
+    """The language model's vocabulary with `</s>` behind a text instead of before
+    it: there the text side pools."""
     ours = copy.deepcopy(tokenizer.backend_tokenizer)
     ours.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=ours, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=ours, bos_token="</s>", eos_token="</s>",
+                                   pad_token="<pad>")
 
 
 def new_tower(tokenizer: PreTrainedTokenizerFast, seed: int, config: dict = TOWER) -> open_clip.CLIP:
@@ -56,8 +60,10 @@ def new_tower(tokenizer: PreTrainedTokenizerFast, seed: int, config: dict = TOWE
     return model
 
 
-def save_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path, config: dict = TOWER) -> None:
-    """Write the folder that open_clip loads as `local-dir:<folder>`: config, weights in float16, tokenizer."""
+def save_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder: Path,
+               config: dict = TOWER) -> None:
+    """Write the folder that open_clip loads as `local-dir:<folder>`: config, weights in float16,
+    tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(config)
     config["text_cfg"]["vocab_size"] = len(tokenizer)
@@ -69,13 +75,15 @@ def save_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, folder
 
 # %% ../../nbs/mini/05_seeing.ipynb #c4a1a1cd
 def scene_pixels(scenes: list[Scene], seed: int) -> torch.Tensor:
-    """The pictures of scenes as a tower sees them (short side 64, central square), as bytes (N, 3, 64, 64)."""
+    """The pictures of scenes as a tower sees them (short side 64, central square),
+    as bytes (N, 3, 64, 64)."""
     pixels = torch.empty(len(scenes), 3, 64, 64, dtype=torch.uint8)
     for index, scene in enumerate(scenes):
         picture = draw_scene(scene, seed + index)
         scale = 64 / min(picture.size)
         size = [max(64, round(side * scale)) for side in picture.size]
-        left, top = (size[0] - 64) // 2, (size[1] - 64) // 2
+        left = (size[0] - 64) // 2
+        top = (size[1] - 64) // 2
         picture = picture.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + 64, top + 64))
         pixels[index] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     return pixels
@@ -88,7 +96,8 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> torch.Tensor:
     """Token ids (N, length), cut or padded."""
-    return tokenizer(texts, max_length=length, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokenizer(texts, max_length=length, padding="max_length", truncation=True,
+                     return_tensors="pt").input_ids
 
 # %% ../../nbs/mini/05_seeing.ipynb #60122108
 @dataclass
@@ -110,14 +119,16 @@ def like_scenes(scenes: list[Scene]) -> list[list[int]]:
 
 
 def choose_rows(rng: random.Random, count: int, alike: list[list[int]], batch_size: int) -> list[int]:
-    """Rows of a batch: any, or (in two of three batches) from one group, so that only the things tell pictures apart."""
+    """Rows of a batch: any, or (in two of three batches) from one group,
+    so that only the things tell pictures apart."""
     rows = rng.choice(alike) if rng.random() < 0.67 else range(count)
     return rng.sample(rows, batch_size) if len(rows) >= batch_size else rng.sample(range(count), batch_size)
 
 # %% ../../nbs/mini/05_seeing.ipynb #5e77135b
 @torch.no_grad()
 def settle_norms(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int = 256) -> None:
-    """Computes the batch norms' running statistics anew, as means over pictures (N, 3, 64, 64); leaves the model in eval mode."""
+    """Computes the batch norms' running statistics anew, as means over pictures (N, 3, 64, 64);
+    leaves the model in eval mode."""
     norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     kept = [norm.momentum for norm in norms]
     for norm in norms:
@@ -131,23 +142,31 @@ def settle_norms(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int = 
     model.eval()
 
 # %% ../../nbs/mini/05_seeing.ipynb #265940a3
-def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, n_scenes: int,
-                   batch_size: int = 256, peak: float = 2e-3, every: int = 50,
+def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
+                   n_scenes: int, batch_size: int = 256, peak: float = 2e-3, every: int = 50,
                    report: Callable[[str], None] = print) -> SeeingLog:
-    """Contrastive training on `n_scenes` pictures of the training split, with a freshly written caption each time."""
-    log, begin, rng, length = SeeingLog([], [], []), time.perf_counter(), random.Random(seed), model.context_length
+    """Contrastive training on `n_scenes` pictures of the training split,
+    with a freshly written caption each time."""
+    log = SeeingLog([], [], [])
+    begin = time.perf_counter()
+    rng = random.Random(seed)
+    length = model.context_length
     scenes = [sample_scene(rng, "train") for _ in range(n_scenes)]
     pixels = scene_pixels(scenes, seed)
     report(f"{n_scenes} pictures drawn in {time.perf_counter() - begin:.0f} s")
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     warm = max(1, min(100, steps // 10))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda now: min((now + 1) / warm, 0.01 + 0.99 * 0.5 * (
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer,
+                                             lambda now: min((now + 1) / warm, 0.01 + 0.99 * 0.5 * (
         1 + math.cos(math.pi * min(1.0, now / steps)))))
-    seen, loss_of, alike = [], open_clip.ClipLoss(), like_scenes(scenes)
+    seen = []
+    loss_of = open_clip.ClipLoss()
+    alike = like_scenes(scenes)
     for step in range(1, steps + 1):
         rows = choose_rows(rng, n_scenes, alike, batch_size)
-        ids = tokenise(tokenizer, [caption(rng, scenes[row], whole=rng.random() < 0.4).text for row in rows], length)
+        ids = tokenise(tokenizer, [caption(rng, scenes[row], whole=rng.random() < 0.4).text for row in rows],
+                       length)
         image, text, scale = model(normalise(pixels[rows]), ids)
         loss = loss_of(image, text, scale)
         optimizer.zero_grad(set_to_none=True)
@@ -157,12 +176,15 @@ def pretrain_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, se
         rate.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        seen.append((loss.item(), (image @ text.T).argmax(1).eq(torch.arange(batch_size)).float().mean().item()))
+        seen.append((loss.item(),
+                     (image @ text.T).argmax(1).eq(torch.arange(batch_size)).float().mean().item()))
         if step % every == 0 or step == steps:
             means = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-            seen, log.seconds = [], time.perf_counter() - begin
+            seen = []
+            log.seconds = time.perf_counter() - begin
             log.steps.append(step), log.losses.append(means[0]), log.accuracies.append(means[1])
-            report(f"step {step}/{steps}  loss {means[0]:.3f}  in-batch accuracy {means[1]:.3f}  {log.seconds:.0f} s")
+            report(f"step {step}/{steps}  loss {means[0]:.3f}  in-batch accuracy {means[1]:.3f}  "
+                   f"{log.seconds:.0f} s")
     settle_norms(model, pixels[:4096])
     return log
 
@@ -174,7 +196,8 @@ def tower_features(model: open_clip.CLIP, pixels: torch.Tensor, batch_size: int 
 
 
 def retrieval_ceiling(facts: list[frozenset[str]], gallery: list[frozenset[str]]) -> float:
-    """Best possible R@1 for texts that tell `facts` (text i is about picture i) in a gallery of full facts."""
+    """Best possible R@1 for texts that tell `facts` (text i is about picture i) in
+    a gallery of full facts."""
     return sum(1 / sum(told <= whole for whole in gallery) for told in facts) / len(facts)
 
 
@@ -184,7 +207,8 @@ def linear_probe(features: torch.Tensor, labels: list[str], n_train: int) -> flo
     target = F.one_hot(torch.tensor([names.index(label) for label in labels]), len(names)).double()
     rows = torch.cat([features.double(), torch.ones(len(features), 1)], 1)
     fit = rows[:n_train]
-    weights = torch.linalg.solve(fit.T @ fit + 1e-2 * n_train ** 0.5 * torch.eye(rows.shape[1]), fit.T @ target[:n_train])
+    weights = torch.linalg.solve(fit.T @ fit + 1e-2 * n_train ** 0.5 * torch.eye(rows.shape[1]),
+                                 fit.T @ target[:n_train])
     return (rows[n_train:] @ weights).argmax(1).eq(target[n_train:].argmax(1)).double().mean().item()
 
 
@@ -196,20 +220,26 @@ def probe_tower(features: torch.Tensor, scenes: list[Scene], n_train: int) -> di
         labels[f"first {trait}"] = [getattr(s.things[0], trait) for s in scenes]
         labels[f"second {trait}"] = [getattr(s.things[-1], trait) for s in scenes]
     found = {name: linear_probe(features, values, n_train) for name, values in labels.items()}
-    there = [linear_probe(features, [str(kind in scene.facts()) for scene in scenes], n_train) for kind in KINDS]
+    there = [linear_probe(features, [str(kind in scene.facts()) for scene in scenes], n_train)
+             for kind in KINDS]
     return found | {"a kind's presence (mean of ten)": sum(there) / len(there)}
 
 # %% ../../nbs/mini/05_seeing.ipynb #11a6d1c8
 @torch.no_grad()
-def measure_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> dict[str, float]:
-    """Retrieval among `count` held-out pictures by their captions, its ceiling, and linear probes (on three times as many)."""
+def measure_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, count: int,
+                  seed: int) -> dict[str, float]:
+    """Retrieval among `count` held-out pictures by their captions, its ceiling,
+    and linear probes (on three times as many)."""
     rng = random.Random(seed)
     scenes = [sample_scene(rng, "validation") for _ in range(4 * count)]
     features = tower_features(model, scene_pixels(scenes, seed))
     said = [caption(rng, scene) for scene in scenes[:count]]
-    texts = model.encode_text(tokenise(tokenizer, [text.text for text in said], model.context_length), normalize=True)
+    texts = model.encode_text(tokenise(tokenizer, [text.text for text in said], model.context_length),
+                              normalize=True)
     scores = texts @ F.normalize(features[:count], dim=1).T
     place = (scores > scores.diagonal()[:, None]).sum(1)
     found = {f"tower R@{k}": (place < k).double().mean().item() for k in (1, 5, 10)}
-    found["ceiling of R@1"] = retrieval_ceiling([text.facts for text in said], [scene.facts() for scene in scenes[:count]])
-    return found | {f"linear probe: {name}": value for name, value in probe_tower(features, scenes, 3 * count).items()}
+    found["ceiling of R@1"] = retrieval_ceiling([text.facts for text in said],
+                                                [scene.facts() for scene in scenes[:count]])
+    return found | {f"linear probe: {name}": value
+                    for name, value in probe_tower(features, scenes, 3 * count).items()}

@@ -60,7 +60,8 @@ class Scene:
 
     def key(self) -> str:
         """One line that names exactly this scene."""
-        return " | ".join([self.style, self.ground, *(f"{t.size} {t.colour} {t.kind} {t.place}" for t in self.things)])
+        return " | ".join([self.style, self.ground,
+                           *(f"{t.size} {t.colour} {t.kind} {t.place}" for t in self.things)])
 
     def split(self) -> str:
         """The only split in which this scene may appear: decided by its key, so no scene is in two splits."""
@@ -79,7 +80,8 @@ def scene_from_truth(truth: dict) -> Scene:
 # %% ../../nbs/mini/00_world.ipynb #cb135216
 def place_things(rng: random.Random, things: list[tuple[str, str, str]]) -> tuple[Thing, ...]:
     """Put one or two (kind, colour, size) at places; the first of two comes to the left or on top."""
-    places = [rng.choice(PLACES[:3])] if len(things) == 1 else rng.choice((("left", "right"), ("top", "bottom")))
+    places = [rng.choice(PLACES[:3])] if len(things) == 1 else rng.choice((("left", "right"),
+                                                                           ("top", "bottom")))
     return tuple(Thing(*thing, place) for thing, place in zip(things, places, strict=True))
 
 
@@ -103,12 +105,15 @@ OUTLINES: dict[str, tuple[tuple[str, tuple], ...]] = {
     "cup": (("polygon", (0.0, 0.1, 0.72, 0.1, 0.62, 0.98, 0.1, 0.98)), ("ring", (0.5, 0.25, 1.0, 0.7))),
     "tree": (("ellipse", (0.08, 0.0, 0.92, 0.66)), ("rectangle", (0.4, 0.6, 0.6, 1.0))),
     "house": (("polygon", (0.5, 0.0, 1.0, 0.45, 0.88, 0.45, 0.88, 1.0, 0.12, 1.0, 0.12, 0.45, 0.0, 0.45)),),
-    "car": (("polygon", (0.0, 0.78, 0.0, 0.5, 0.2, 0.46, 0.32, 0.2, 0.72, 0.2, 0.84, 0.46, 1.0, 0.52, 1.0, 0.78)),
+    "car": (("polygon", (0.0, 0.78, 0.0, 0.5, 0.2, 0.46, 0.32, 0.2, 0.72, 0.2, 0.84, 0.46, 1.0, 0.52, 1.0,
+                         0.78)),
             ("ellipse", (0.1, 0.64, 0.36, 0.9)), ("ellipse", (0.64, 0.64, 0.9, 0.9))),
     "fish": (("ellipse", (0.0, 0.22, 0.76, 0.78)), ("polygon", (0.66, 0.5, 1.0, 0.18, 1.0, 0.82))),
     "star": (("polygon", tuple(value for i in range(10) for value in (
-        0.5 + (0.54, 0.23)[i % 2] * math.sin(i * math.pi / 5), 0.52 - (0.54, 0.23)[i % 2] * math.cos(i * math.pi / 5)))),),
-    "boat": (("polygon", (0.0, 0.66, 1.0, 0.66, 0.8, 0.96, 0.2, 0.96)), ("polygon", (0.52, 0.0, 0.52, 0.6, 0.96, 0.6)),
+        0.5 + (0.54, 0.23)[i % 2] * math.sin(i * math.pi / 5),
+        0.52 - (0.54, 0.23)[i % 2] * math.cos(i * math.pi / 5)))),),
+    "boat": (("polygon", (0.0, 0.66, 1.0, 0.66, 0.8, 0.96, 0.2, 0.96)),
+             ("polygon", (0.52, 0.0, 0.52, 0.6, 0.96, 0.6)),
              ("polygon", (0.44, 0.16, 0.44, 0.6, 0.1, 0.6))),
     "hat": (("ellipse", (0.0, 0.66, 1.0, 0.94)), ("rectangle", (0.24, 0.12, 0.76, 0.82))),
 }
@@ -144,14 +149,16 @@ def paint_ground(noise: np.random.Generator, scene: Scene, height: int, width: i
     if scene.style == "drawing":
         hatch = ((row + column + noise.integers(6)) % 6 < 2)[..., None]
         return np.where(hatch, 0.45 * colour + 135, np.float32(250))
-    waves = {"grass": 10 * np.sin(column * 1.9) * np.sin(row * 0.9), "water": 12 * np.sin(row * 0.8 + np.sin(column * 0.2)),
+    waves = {"grass": 10 * np.sin(column * 1.9) * np.sin(row * 0.9),
+             "water": 12 * np.sin(row * 0.8 + np.sin(column * 0.2)),
              "sand": 5 * np.sin(row * 0.3 + column * 0.5), "table": 10 * np.sin(row * 0.35), "snow": 0 * row,
              "road": 22 * (abs(column - width / 2) < 1.5) * (row % 16 < 9)}[scene.ground]
     light = 10 * (0.5 - row / height) + noise.uniform(-10, 10)
     return colour + (waves + light)[..., None]
 
 
-def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, style: str, side: int, x: int, y: int) -> None:
+def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, style: str, side: int, x: int,
+                y: int) -> None:
     """Paint a thing of `side` pixels with its corner at (x, y) into the canvas."""
     mask = shape_mask(OUTLINES[thing.kind], side)
     inner = shape_mask(DETAILS[thing.kind], side) if thing.kind in DETAILS else np.zeros_like(mask)
@@ -184,16 +191,20 @@ def draw_scene(scene: Scene, seed: int) -> Image.Image:
     long = short + int(noise.integers(1, short // 2))
     height, width = (short, long) if noise.random() < 0.65 else (long, short)
     canvas = paint_ground(noise, scene, height, width)
-    centres = {"left": (0.26, 0.5), "middle": (0.5, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
+    centres = {"left": (0.26, 0.5), "middle": (0.5, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26),
+               "bottom": (0.5, 0.74)}
     for thing in scene.things:
-        side = round(short * (noise.uniform(0.26, 0.31) if thing.size == "small" else noise.uniform(0.4, 0.46)))
-        x, y = (centre * short + noise.uniform(-0.04, 0.04) * short - side / 2 for centre in centres[thing.place])
+        side = round(short * (noise.uniform(0.26, 0.31) if thing.size == "small"
+                              else noise.uniform(0.4, 0.46)))
+        x, y = (centre * short + noise.uniform(-0.04, 0.04) * short - side / 2
+                for centre in centres[thing.place])
         if thing.place in PLACES[:3]:
             y += noise.uniform(-0.1, 0.1) * short
         else:
             x += noise.uniform(-0.1, 0.1) * short
         x, y = (min(max(value, 1), short - side - 1) for value in (x, y))
-        paint_thing(noise, canvas, thing, scene.style, side, int(x + (width - short) // 2), int(y + (height - short) // 2))
+        paint_thing(noise, canvas, thing, scene.style, side, int(x + (width - short) // 2),
+                    int(y + (height - short) // 2))
     canvas += noise.normal(0, 6 if scene.style == "photo" else 3, canvas.shape)
     return Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
 

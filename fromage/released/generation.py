@@ -24,7 +24,8 @@ from .training import SHAPES, PlainModel
 @torch.no_grad()
 def plain_generation(plain: PlainModel, embeddings: Tensor, max_new_tokens: int,
                      ret_factor: float = 1.0) -> tuple[list[int], Tensor]:
-    """Greedy ids behind a prompt (1, T, E), and the normalised text embeddings (T + new - 1, q) of every position."""
+    """Greedy ids behind a prompt (1, T, E), and the normalised text embeddings
+    (T + new - 1, q) of every position."""
     found = []
     for _ in range(max_new_tokens):
         output = plain.language_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
@@ -40,23 +41,29 @@ def plain_generation(plain: PlainModel, embeddings: Tensor, max_new_tokens: int,
 # %% ../../nbs/released/02_generation.ipynb #5f9ea0af
 def random_prompts(model: Fromage, count: int, length: int, seed: int) -> list[Prompt]:
     """`count` prompts of `length` ids and a little less, one image in each."""
-    rng, vocabulary = np.random.default_rng(seed), model.vocabulary
+    rng = np.random.default_rng(seed)
+    vocabulary = model.vocabulary
     prompts = []
     for number in range(count):
         image = torch.from_numpy(rng.normal(size=model.caption_map.in_features).astype(np.float32))
-        words = rng.integers(2, len(vocabulary.tokenizer), length - number % 8 - 1 - model.visual_tokens).tolist()
-        prompts.append(Prompt([vocabulary.image_id] * model.visual_tokens + [vocabulary.bos_id, *words], [image]))
+        words = rng.integers(2, len(vocabulary.tokenizer),
+                             length - number % 8 - 1 - model.visual_tokens).tolist()
+        prompts.append(Prompt([vocabulary.image_id] * model.visual_tokens + [vocabulary.bos_id, *words],
+                              [image]))
     return prompts
 
 
-def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, new_tokens: int = 64, rounds: int = 2,
-                    plain_prompts: int = 2, seed: int = 0) -> pd.DataFrame:
-    """One line a round: tokens per second of the plain loop, ours with one prompt and with all, and both speed-ups."""
+def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, new_tokens: int = 64,
+                    rounds: int = 2, plain_prompts: int = 2, seed: int = 0) -> pd.DataFrame:
+    """One line a round: tokens per second of the plain loop, ours with one prompt and with all,
+    and both speed-ups."""
     if shape not in SHAPES:
         raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
     model = Fromage(*stand_in_language_model("opt", seed=seed, **SHAPES[shape]), 512).eval()
-    plain, given = PlainModel(model), random_prompts(model, prompts, length, seed)
-    decoding, table = Decoding(max_new_tokens=new_tokens, stop=(), max_rets=100), []
+    plain = PlainModel(model)
+    given = random_prompts(model, prompts, length, seed)
+    decoding = Decoding(max_new_tokens=new_tokens, stop=(), max_rets=100)
+    table = []
     generate(model, given[:1], Decoding(max_new_tokens=2))  # does not count
     for _ in range(rounds):
         times = [time.perf_counter()]
@@ -64,14 +71,18 @@ def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, ne
         times.append(time.perf_counter())
         alone = answer(model, given[:1], None, decoding, protocol="published")
         times.append(time.perf_counter())
-        expected = [plain_generation(plain, embed_prompt(model, prompt)[None], new_tokens)[0] for prompt in given[:plain_prompts]]
+        expected = [plain_generation(plain, embed_prompt(model, prompt)[None], new_tokens)[0]
+                    for prompt in given[:plain_prompts]]
         times.append(time.perf_counter())
         all_seconds, one_seconds, plain_seconds = np.diff(times)
         made = sum(len(found.reply.ids) for found in together)
-        rates = [plain_prompts * new_tokens / plain_seconds, len(alone[0].reply.ids) / one_seconds, made / all_seconds]
+        rates = [plain_prompts * new_tokens / plain_seconds, len(alone[0].reply.ids) / one_seconds,
+                 made / all_seconds]
         pairs = [*zip(together, expected), (alone[0], expected[0])]
         same = [found.reply.ids == ids[:len(found.reply.ids)] for found, ids in pairs]
-        table.append({"plain tokens/s": rates[0], "one prompt, tokens/s": rates[1], f"{prompts} prompts, tokens/s": rates[2],
-                      "one prompt, ratio": rates[1] / rates[0], f"{prompts} prompts, ratio": rates[2] / rates[0],
+        table.append({"plain tokens/s": rates[0], "one prompt, tokens/s": rates[1],
+                      f"{prompts} prompts, tokens/s": rates[2],
+                      "one prompt, ratio": rates[1] / rates[0],
+                      f"{prompts} prompts, ratio": rates[2] / rates[0],
                       "same ids": float(np.mean(same))})
     return pd.DataFrame(table)

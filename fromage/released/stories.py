@@ -17,8 +17,8 @@ from torch import Tensor
 from ..data.captions import read_local
 from ..data.sources import BadImage, decode_image
 from ..model.model import Fromage, project_images
-from ..networks.backbones import VisionTower
 from ..networks.features import extract_features
+from ..networks.towers import VisionTower
 from .training import race
 from ..vist.retrieval import CONTEXTS, Context, choose_stories, embed_contexts, find_protocol
 from ..vist.stories import VistStory, StoryFile, StoryImages, read_stories
@@ -29,9 +29,12 @@ def plain_features(tower: VisionTower, folder: Path, name: str, squash: bool) ->
     return tower.encode(tower.preprocess(decode_image(read_local(folder, (name,))), squash)[None])
 
 
-def plain_query(model: Fromage, tower: VisionTower, folder: Path, story: VistStory, context: Context, squash: bool) -> Tensor:
+def plain_query(model: Fromage, tower: VisionTower, folder: Path, story: VistStory, context: Context,
+                squash: bool) -> Tensor:
     """The normalised query (1, q) of one context of one story."""
-    table, vocabulary, parts = model.input_table, model.vocabulary, []
+    table = model.input_table
+    vocabulary = model.vocabulary
+    parts = []
     for number in range(len(story.captions) - context.captions, len(story.captions)):
         ids = vocabulary.encode(story.captions[number])
         parts.append(table[torch.tensor(ids)])
@@ -45,12 +48,16 @@ def plain_query(model: Fromage, tower: VisionTower, folder: Path, story: VistSto
 
 
 @torch.no_grad()
-def plain_story_scores(model: Fromage, tower: VisionTower, file: StoryFile, folder: Path, squash: bool) -> dict[Context, Tensor]:
-    """Cosines (Q, N) of all stories that have their images with all images that could be read, context by context."""
-    gallery, there = [], set()
+def plain_story_scores(model: Fromage, tower: VisionTower, file: StoryFile, folder: Path,
+                       squash: bool) -> dict[Context, Tensor]:
+    """Cosines (Q, N) of all stories that have their images with all images that could be read,
+    context by context."""
+    gallery = []
+    there = set()
     for name in file.images:
         try:
-            gallery.append(F.normalize(project_images(model, plain_features(tower, folder, name, squash)), dim=-1))
+            gallery.append(F.normalize(project_images(model, plain_features(tower, folder, name, squash)),
+                                       dim=-1))
             there.add(name)
         except BadImage:
             continue
@@ -64,7 +71,8 @@ def plain_story_scores(model: Fromage, tower: VisionTower, file: StoryFile, fold
 
 # %% ../../nbs/released/03_stories.ipynb #9885efa3
 @torch.no_grad()
-def quick_scores(model: Fromage, tower: VisionTower, file: StoryFile, source: StoryImages, squash: bool) -> dict[Context, Tensor]:
+def quick_scores(model: Fromage, tower: VisionTower, file: StoryFile, source: StoryImages,
+                 squash: bool) -> dict[Context, Tensor]:
     """The same cosines by the package's evaluation, features included."""
     with TemporaryDirectory() as folder:
         store = extract_features(tower, source, f"{folder}/store", squash=squash)
@@ -73,18 +81,23 @@ def quick_scores(model: Fromage, tower: VisionTower, file: StoryFile, source: St
     return {context: queries @ gallery.T for context, queries in embed_contexts(model, stories).items()}
 
 
-def load_first_stories(path: str | Path, images: str | Path, order: str, count: int) -> tuple[StoryFile, StoryImages]:
+def load_first_stories(path: str | Path, images: str | Path, order: str,
+                       count: int) -> tuple[StoryFile, StoryImages]:
     """The first `count` stories of a file and the source of their images."""
-    file, source = read_stories(path, order), StoryImages(path, images)
+    file = read_stories(path, order)
+    source = StoryImages(path, images)
     stories = file.stories[:count]
     source.names = list(dict.fromkeys(name for story in stories for name in story.images))
     return StoryFile(file.path, stories, source.names), source
 
 
-def race_stories(model: Fromage, tower: VisionTower, path: str | Path, images: str | Path, protocol: str = "published",
-                 count: int = 40, rounds: int = 3) -> pd.DataFrame:
-    """Seconds of both over `count` stories in every context behind a turn that does not count, and the largest difference."""
-    rules, ours, other = find_protocol(protocol), {}, {}
+def race_stories(model: Fromage, tower: VisionTower, path: str | Path, images: str | Path,
+                 protocol: str = "published", count: int = 40, rounds: int = 3) -> pd.DataFrame:
+    """Seconds of both over `count` stories in every context behind a turn that does not count,
+    and the largest difference."""
+    rules = find_protocol(protocol)
+    ours = {}
+    other = {}
     file, source = load_first_stories(path, images, rules.order, count)
 
     def quick() -> None:

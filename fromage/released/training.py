@@ -20,27 +20,32 @@ from torch import Tensor, nn
 from ..core.config import Training
 from ..model.losses import CaptionBatch, make_batch
 from ..model.model import Fromage, trained_parameters
-from ..model.training import StepLosses, make_optimizer, train_step
+from ..model.steps import StepLosses, make_optimizer, train_step
 from ..networks.stand_ins import stand_in_language_model
 
 # %% ../../nbs/released/00_training.ipynb #afa0d391
 class PlainModel(nn.Module):
-    """A copy of `model` in the published form: one resized, trainable, tied embedding table and three linear maps."""
+    """A copy of `model` in the published form: one resized, trainable,
+    tied embedding table and three linear maps."""
 
     def __init__(self, model: Fromage):
         super().__init__()
         if not model.tied or model.kept != model.vocabulary.ret_id or len(model.text_emb_layers) != 1:
-            raise ValueError("the published form needs a tied language model with a row for <|image|>, and one text layer")
+            raise ValueError("the published form needs a tied language model with a row for <|image|>, and "
+                             "one text layer")
         self.language_model = copy.deepcopy(model.language_model)
-        for weight in self.language_model.parameters():  # stored as they are loaded, which those of `model` are not
+        # stored as they are loaded, which those of `model` are not
+        for weight in self.language_model.parameters():
             weight.data = weight.data.contiguous()
         self.language_model.resize_token_embeddings(model.vocabulary.ret_id + 1)
         self.table = self.language_model.get_input_embeddings()
         with torch.no_grad():
             self.table.weight[-1] = model.ret_input
         self.table.weight.requires_grad_(True)
-        self.caption_map, self.image_map = copy.deepcopy(model.caption_map), copy.deepcopy(model.image_map)
-        self.text_map, self.logit_scale = copy.deepcopy(model.text_maps[0]), copy.deepcopy(model.logit_scale)
+        self.caption_map = copy.deepcopy(model.caption_map)
+        self.image_map = copy.deepcopy(model.image_map)
+        self.text_map = copy.deepcopy(model.text_maps[0])
+        self.logit_scale = copy.deepcopy(model.logit_scale)
         self.visual_tokens = model.visual_tokens
 
     def rows(self) -> dict[str, Tensor]:
@@ -53,7 +58,8 @@ class PlainModel(nn.Module):
         return found
 
 # %% ../../nbs/released/00_training.ipynb #473b77f3
-def plain_captioning(plain: PlainModel, ids: Tensor, lengths: Tensor, features: Tensor, concatenate: bool) -> Tensor:
+def plain_captioning(plain: PlainModel, ids: Tensor, lengths: Tensor, features: Tensor,
+                     concatenate: bool) -> Tensor:
     """Captioning loss over padded ids (B, T)."""
     visual = plain.caption_map(features).view(len(ids), plain.visual_tokens, -1)
     inputs = torch.cat([visual, plain.table(ids)], 1)
@@ -63,18 +69,22 @@ def plain_captioning(plain: PlainModel, ids: Tensor, lengths: Tensor, features: 
     if concatenate:
         ends = (lengths - 1 + plain.visual_tokens).tolist()
         pairs = [(row, row + 1) for row in range(0, len(ids), 2)]
-        inputs, labels = (torch.stack([torch.cat([x[a, :ends[a]], x[b, :ends[b]], x[a, ends[a]:], x[b, ends[b]:]])
+        inputs, labels = (torch.stack([torch.cat([x[a, :ends[a]], x[b, :ends[b]], x[a, ends[a]:],
+                                                  x[b, ends[b]:]])
                                        for a, b in pairs])
                           for x in (inputs, labels))
     return plain.language_model(inputs_embeds=inputs, labels=labels).loss
 
 
-def plain_retrieval(plain: PlainModel, ids: Tensor, lengths: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+def plain_retrieval(plain: PlainModel, ids: Tensor, lengths: Tensor,
+                    features: Tensor) -> tuple[Tensor, Tensor]:
     """Next-token loss over `caption[RET]` and the mean of both InfoNCE directions."""
     valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    output = plain.language_model(inputs_embeds=plain.table(ids), labels=ids.masked_fill(~valid, -100), output_hidden_states=True)
+    output = plain.language_model(inputs_embeds=plain.table(ids), labels=ids.masked_fill(~valid, -100),
+                                  output_hidden_states=True)
     states = output.hidden_states[-1][torch.arange(len(ids)), lengths - 1]
-    text, images = F.normalize(plain.text_map(states), dim=-1), F.normalize(plain.image_map(features), dim=-1)
+    text = F.normalize(plain.text_map(states), dim=-1)
+    images = F.normalize(plain.image_map(features), dim=-1)
     logits = text @ (images * plain.logit_scale.exp()).T
     target = torch.arange(len(ids), device=ids.device)
     return output.loss, (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -82,12 +92,13 @@ def plain_retrieval(plain: PlainModel, ids: Tensor, lengths: Tensor, features: T
 # %% ../../nbs/released/00_training.ipynb #bc3d73c7
 def plain_optimizer(plain: PlainModel, training: Training) -> torch.optim.AdamW:
     """AdamW over everything that requires a gradient, the table included."""
-    return torch.optim.AdamW([value for value in plain.parameters() if value.requires_grad], training.learning_rate,
+    return torch.optim.AdamW([value for value in plain.parameters() if value.requires_grad],
+                             training.learning_rate,
                              (training.beta1, training.beta2), training.epsilon, training.weight_decay)
 
 
-def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool, training: Training,
-               max_tokens: int = 24) -> StepLosses:
+def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool,
+               training: Training, max_tokens: int = 24) -> StepLosses:
     """One published optimiser step: every caption padded to `max_tokens`."""
     ids = F.pad(batch.ids, (0, max_tokens - batch.ids.shape[1]))
     optimizer.zero_grad()
@@ -96,14 +107,16 @@ def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: Capti
     total = captioning + retrieval + contrastive
     total.backward()
     plain.table.weight.grad[:-1] = 0
-    norm = torch.nn.utils.clip_grad_norm_([value for value in plain.parameters() if value.requires_grad], training.gradient_clip)
+    norm = torch.nn.utils.clip_grad_norm_([value for value in plain.parameters() if value.requires_grad],
+                                          training.gradient_clip)
     optimizer.step()
     with torch.no_grad():
         plain.table.weight[-1] *= plain.table.weight[:-1].norm(dim=1).mean() / plain.table.weight[-1].norm()
     return StepLosses(captioning.item(), retrieval.item(), contrastive.item(), total.item(), norm.item())
 
 # %% ../../nbs/released/00_training.ipynb #23bd2774
-def race(ours: Callable[[], object], other: Callable[[], object], rounds: int = 5, idle: int = 1) -> pd.DataFrame:
+def race(ours: Callable[[], object], other: Callable[[], object], rounds: int = 5,
+         idle: int = 1) -> pd.DataFrame:
     """Seconds of both in `rounds` turns after `idle` that do not count, and their ratio (other / ours)."""
     table = []
     for _ in range(rounds + idle):
@@ -112,7 +125,8 @@ def race(ours: Callable[[], object], other: Callable[[], object], rounds: int = 
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
-        table.append({"ours_seconds": seconds[0], "other_seconds": seconds[1], "ratio": seconds[1] / seconds[0]})
+        table.append({"ours_seconds": seconds[0], "other_seconds": seconds[1],
+                      "ratio": seconds[1] / seconds[0]})
     return pd.DataFrame(table[idle:])
 
 # %% ../../nbs/released/00_training.ipynb #2ac0c5a3
@@ -121,24 +135,34 @@ SHAPES = {"tiny": {"width": 32, "layers": 2, "heads": 4, "vocabulary": 400, "spa
 
 
 def random_batch(model: Fromage, batch_size: int, width: int, seed: int) -> CaptionBatch:
-    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average, and random features (B, width)."""
-    rng, vocabulary = np.random.default_rng(seed), model.vocabulary
+    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average,
+    and random features (B, width)."""
+    rng = np.random.default_rng(seed)
+    vocabulary = model.vocabulary
     lengths = np.clip(rng.normal(11, 4, batch_size).round(), 4, 22).astype(int)
-    captions = [[vocabulary.bos_id, *rng.integers(2, len(vocabulary.tokenizer), n).tolist(), vocabulary.ret_id] for n in lengths]
+    captions = [[vocabulary.bos_id, *rng.integers(2, len(vocabulary.tokenizer), n).tolist(),
+                 vocabulary.ret_id] for n in lengths]
     return make_batch(captions, torch.from_numpy(rng.normal(size=(batch_size, width)).astype(np.float32)))
 
 
 def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Seconds of a step, ours and plain, on a random OPT of `shape`, and the largest relative difference of any loss or norm."""
+    """Seconds of a step, ours and plain, on a random OPT of `shape`,
+    and the largest relative difference of any loss or norm."""
     if shape not in SHAPES:
         raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
-    width, training = 512, Training(batch_size=batch_size)
+    width = 512
+    training = Training(batch_size=batch_size)
     model = Fromage(*stand_in_language_model("opt", seed=seed, **SHAPES[shape]), width)
     plain = PlainModel(model)
-    optimizer, plain_adam = make_optimizer(model, training), plain_optimizer(plain, training)
-    steps = [(random_batch(model, batch_size, width, number), number % 2 == 1) for number in range(rounds + 1)]
+    optimizer = make_optimizer(model, training)
+    plain_adam = plain_optimizer(plain, training)
+    steps = [(random_batch(model, batch_size, width, number), number % 2 == 1)
+             for number in range(rounds + 1)]
     start = {name: value.detach().clone() for name, value in trained_parameters(model).items()}
-    ours, other, mine, theirs = [], [], iter(steps), iter(steps)
+    ours = []
+    other = []
+    mine = iter(steps)
+    theirs = iter(steps)
     table = race(lambda: ours.append(train_step(model, optimizer, *next(mine), training)),
                  lambda: other.append(plain_step(plain, plain_adam, *next(theirs), training)), rounds)
     values = np.array([[list(vars(step).values()) for step in side] for side in (ours, other)])
@@ -147,5 +171,6 @@ def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, se
     for name, value in plain.rows().items():
         apart = (trained_parameters(model)[name] - value).norm() / (value - start[name]).norm()
         if apart > 0.05:
-            raise AssertionError(f"{name}: {apart:.1%} of the way that it moved in {rounds + 1} steps lies between the two")
+            raise AssertionError(f"{name}: {apart:.1%} of the way that it moved in {rounds + 1} steps lies "
+                                 "between the two")
     return table

@@ -18,7 +18,8 @@ LEVELS = ("nominal", "ordinal", "interval", "ratio")
 
 
 def alpha(counts: np.ndarray, level: str = "nominal", values: list[float] | None = None) -> float:
-    """Alpha of counts (U, V); nan where no two raters meet or nobody ever differs in value, so that it is undefined."""
+    """Alpha of counts (U, V); nan where no two raters meet or nobody ever differs in value,
+    so that it is undefined."""
     counts = np.asarray(counts, dtype=int)
     counts = counts[counts.sum(1) > 1]
     if not counts.size or (counts.sum(0) > 0).sum() < 2:
@@ -26,8 +27,10 @@ def alpha(counts: np.ndarray, level: str = "nominal", values: list[float] | None
     return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=level))
 
 
-def alpha_estimate(counts: np.ndarray, level: str = "nominal", seed: int = 0, samples: int = 500) -> Estimate | None:
-    """Alpha with its interval over the items that several rated; a draw without any difference is 1. None where undefined."""
+def alpha_estimate(counts: np.ndarray, level: str = "nominal", seed: int = 0,
+                   samples: int = 500) -> Estimate | None:
+    """Alpha with its interval over the items that several rated;
+    a draw without any difference is 1. None where undefined."""
     counts = np.asarray(counts)
     met = counts[counts.sum(1) > 1]
     if np.isnan(alpha(met, level)):
@@ -37,28 +40,34 @@ def alpha_estimate(counts: np.ndarray, level: str = "nominal", seed: int = 0, sa
 
 # %% ../../nbs/study/06_agreement.ipynb #34780c09
 def choice_counts(answers: pd.DataFrame, criterion: str) -> np.ndarray:
-    """How often each system was chosen for each rated item, (U, V), of final answers; in the order of the stories."""
+    """How often each system was chosen for each rated item, (U, V), of final answers;
+    in the order of the stories."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["criterion"] == criterion)]
     return pd.crosstab([own["story"], own["item"]], own["chosen"]).to_numpy()
 
 # %% ../../nbs/study/06_agreement.ipynb #a8a590b5
 def rater_measures(answers: pd.DataFrame) -> pd.DataFrame:
-    """Rater -> shares of attention checks and gold answered rightly, median seconds from a screen's appearance to an answer,
+    """Rater -> shares of attention checks and gold answered rightly,
+    median seconds from a screen's appearance to an answer,
     largest share at one position, answers."""
-    final, rows = answers[answers["final"]], {}
+    final = answers[answers["final"]]
+    rows = {}
     for rater, own in final.groupby("rater"):
         rated = own[own["kind"] == "rated"]
-        checks = {f"{kind} right": own[own["kind"] == kind]["right"].astype(float).mean() for kind in ("attention", "gold")}
+        checks = {f"{kind} right": own[own["kind"] == kind]["right"].astype(float).mean()
+                  for kind in ("attention", "gold")}
         sides = rated[rated["side"] >= 0]["side"].value_counts(normalize=True)
         rows[rater] = checks | {"median seconds since shown": rated["seconds"].median(),
-                                "most at one side": sides.max() if len(sides) else np.nan, "answers": len(rated)}
+                                "most at one side": sides.max() if len(sides) else np.nan,
+                                "answers": len(rated)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def exclusions(answers: pd.DataFrame, rules: Rules) -> dict[str, list[str]]:
     """Rater -> the rules that leave it out, of all raters with any."""
     limits = (("attention right", "<", rules.least_attention), ("gold right", "<", rules.least_gold),
-              ("median seconds since shown", "<", rules.least_seconds), ("most at one side", ">", rules.most_one_side))
+              ("median seconds since shown", "<", rules.least_seconds),
+              ("most at one side", ">", rules.most_one_side))
     found: dict[str, list[str]] = {}
     for rater, row in rater_measures(answers).iterrows():
         for name, sign, limit in limits:

@@ -28,7 +28,8 @@ from .folder import Study
 from .session import TIE
 
 # %% ../../nbs/study/05_answers.ipynb #35320e94
-COLUMNS = ("study", "rater", "simulated", "item", "kind", "story", "order", "options", "systems", "criterion", "value", "side",
+COLUMNS = ("study", "rater", "simulated", "item", "kind", "story", "order", "options", "systems", "criterion",
+           "value", "side",
            "chosen", "right", "revision", "final", "seconds", "time")
 Key = Mapping[str, Mapping[str, Any]]
 
@@ -42,23 +43,30 @@ def labelled_systems(label: str) -> list[str]:
     """The systems that `label_systems` made one name of."""
     return label.split(" = ")
 
-
+# %% ../../nbs/study/05_answers.ipynb #8c0846fd
 def make_line(study: Study, key: Key, rater: str, simulated: bool, line: Mapping[str, Any]) -> dict[str, Any]:
     """One answer as a line of the table; ValueError where it fits no item of the study."""
     try:
-        item, options, value = study.items[line["item"]], list(line["options"]), line["value"]
-        about, names = key[item.id], {each.name for each in study.specification.criteria}
+        item = study.items[line["item"]]
+        options = list(line["options"])
+        value = line["value"]
+        about = key[item.id]
+        names = {each.name for each in study.specification.criteria}
         if set(options) != set(item.options) or line["criterion"] not in names:
             raise ValueError("options or criterion of another item")
         if value not in (allowed := (*options, *(TIE,) * study.specification.ties)):
             raise ValueError(f"value {value!r}; allowed is one of {', '.join(allowed)}")
         systems = {option: label_systems(about["systems"][option]) for option in options}
-        return {"study": study.hash, "rater": rater, "simulated": simulated, "item": item.id, "kind": about["kind"],
+        return {"study": study.hash, "rater": rater, "simulated": simulated, "item": item.id,
+                "kind": about["kind"],
                 "story": about["story"], "order": line["place"], "options": json.dumps(options),
                 "systems": json.dumps([systems[option] for option in options]),
-                "criterion": line["criterion"], "value": value, "side": options.index(value) if value != TIE else -1,
-                "chosen": systems.get(value, TIE), "right": None if about["right"] is None else value == about["right"],
-                "revision": int(line["revision"]), "final": False, "seconds": float(line["seconds"]), "time": str(line["time"])}
+                "criterion": line["criterion"], "value": value,
+                "side": options.index(value) if value != TIE else -1,
+                "chosen": systems.get(value, TIE),
+                "right": None if about["right"] is None else value == about["right"],
+                "revision": int(line["revision"]), "final": False, "seconds": float(line["seconds"]),
+                "time": str(line["time"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"answer to no item of this study ({type(error).__name__}: {error})") from None
 
@@ -66,7 +74,8 @@ def make_line(study: Study, key: Key, rater: str, simulated: bool, line: Mapping
 def make_table(lines: list[dict[str, Any]]) -> pd.DataFrame:
     """The table of such lines, the last revision of each answer marked."""
     table = pd.DataFrame(lines, columns=list(COLUMNS))
-    table["final"] = ~table.sort_values("revision").duplicated(["rater", "item", "criterion"], keep="last").reindex(table.index)
+    table["final"] = ~table.sort_values("revision").duplicated(["rater", "item", "criterion"],
+                                                               keep="last").reindex(table.index)
     return table
 
 # %% ../../nbs/study/05_answers.ipynb #518e81ec
@@ -99,10 +108,13 @@ def read_file(study: Study, key: Key, path: Path, problems: Counter) -> list[dic
     return found
 
 # %% ../../nbs/study/05_answers.ipynb #065849ed
-def read_ratings(study: Study, key: Key, folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_ratings(study: Study, key: Key, folder: str | Path
+                 | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
     """The table of all answers in a folder of ratings (default: the study's), and what could not be used."""
-    folder, problems = Path(folder) if folder else study.folder / "ratings", Counter()
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in read_file(study, key, path, problems)]
+    folder = Path(folder) if folder else study.folder / "ratings"
+    problems = Counter()
+    lines = [line for path in sorted(folder.glob("*.jsonl"))
+             for line in read_file(study, key, path, problems)]
     return make_table(lines), dict(problems)
 
 
@@ -118,7 +130,8 @@ def export_table(table: pd.DataFrame, path: str | Path) -> Path:
     parquet = is_parquet(path)
     with atomic_path(path) as temporary:
         if parquet:
-            parquet_files.write_table(Table.from_pandas(table.astype({"right": "boolean"}), preserve_index=False), temporary)
+            parquet_files.write_table(Table.from_pandas(table.astype({"right": "boolean"}),
+                                                        preserve_index=False), temporary)
         else:
             table.to_csv(temporary, index=False)
     return Path(path)
@@ -131,7 +144,8 @@ def import_table(study: Study, path: str | Path) -> pd.DataFrame:
         table = parquet_files.read_table(path).to_pandas() if parquet else pd.read_csv(
             path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
     except Exception as error:
-        raise ValueError(f"{path}: no table of answers ({describe_error(error)}); allowed is what export_table wrote") from None
+        raise ValueError(f"{path}: no table of answers ({describe_error(error)}); allowed is what "
+                         "export_table wrote") from None
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"{path}: columns {', '.join(table.columns)}; allowed are {', '.join(COLUMNS)}")
     if strangers := set(table["study"]) - {study.hash}:
@@ -146,13 +160,16 @@ def label_config(study: Study) -> str:
     sizes = {len(visit.options) for visits in study.plan.values() for visit in visits}
     letters = [chr(65 + place) for place in range(max(sizes, default=0))]
     pictures = max((len(item.images) for item in study.items.values()), default=0)
-    shown = [f'<Image name="image{number}" value="$image{number}" width="18%"/><Text name="text{number}" value="$text{number}"/>'
+    shown = [f'<Image name="image{number}" value="$image{number}" width="18%"/><Text name="text{number}" '
+             f'value="$text{number}"/>'
              for number in range(1, pictures + 1)]
-    shown += [f'<Header value="{letter}"/><Text name="option{letter}" value="$option{letter}"/>' for letter in letters]
+    shown += [f'<Header value="{letter}"/><Text name="option{letter}" value="$option{letter}"/>'
+              for letter in letters]
     answers = [*letters, *["no difference"] * study.specification.ties]
     choices = "".join(f'<Choice value="{value}"/>' for value in answers)
     asked = [f'<Header value={quoteattr(each.question)}/>'
-             f'<Choices name={quoteattr(each.name)} toName="optionA" choice="single-radio" required="true">{choices}</Choices>'
+             f'<Choices name={quoteattr(each.name)} toName="optionA" choice="single-radio" '
+             f'required="true">{choices}</Choices>'
              for each in study.specification.criteria]
     return "<View>\n" + "\n".join(shown + asked) + "\n</View>\n"
 
@@ -168,7 +185,8 @@ def label_tasks(study: Study, prefix: str = "/data/local-files/?d=images/") -> l
             for number, name in enumerate(item.images, 1):
                 text = item.context[number - 1] if number <= len(item.context) else ""
                 data |= {f"image{number}": prefix + name, f"text{number}": text}
-            data |= {f"option{chr(65 + spot)}": item.options[option] for spot, option in enumerate(visit.options)}
+            data |= {f"option{chr(65 + spot)}": item.options[option]
+                     for spot, option in enumerate(visit.options)}
             tasks.append({"data": data})
     return tasks
 
@@ -180,11 +198,14 @@ def write_label_studio(study: Study, folder: str | Path) -> None:
 
 # %% ../../nbs/study/05_answers.ipynb #9f7a474d
 def name_raters(tasks: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """(code, annotator) -> the rater's name: the code where both stand for each other only, else the annotator's id."""
-    pairs = {(task["data"]["rater"], annotator_id(each)) for task in tasks for each in task.get("annotations", [])
+    """(code, annotator) -> the rater's name: the code where both stand for each other only,
+    else the annotator's id."""
+    pairs = {(task["data"]["rater"], annotator_id(each)) for task in tasks
+             for each in task.get("annotations", [])
              if not each.get("was_cancelled")}
     codes, people = (Counter(pair[place] for pair in pairs) for place in (0, 1))
-    return {(code, person): code if codes[code] == people[person] == 1 or not person else f"annotator {person}"
+    return {(code, person): code if codes[code] == people[person] == 1 or not person
+            else f"annotator {person}"
             for code, person in pairs}
 
 
@@ -194,14 +215,19 @@ def annotator_id(annotation: Mapping[str, Any]) -> str:
     person = person.get("id") if isinstance(person, dict) else person
     return "" if person is None else str(person)
 
-
-def label_answers(study: Study, key: Key, exported: list[dict[str, Any]]) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The table of answers in Label Studio's JSON export, and what could not be used. A person's later ones are revisions."""
-    lines, problems, revisions = [], Counter(), Counter()
+# %% ../../nbs/study/05_answers.ipynb #e26f17ba
+def label_answers(study: Study, key: Key, exported: list[dict[str,
+                                                              Any]]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The table of answers in Label Studio's JSON export, and what could not be used.
+    A person's later ones are revisions."""
+    lines = []
+    problems = Counter()
+    revisions = Counter()
     ours = [task for task in exported if task.get("data", {}).get("study") == study.hash
             and task["data"].get("rater") in study.plan]
     problems["task of another study or rater"] += len(exported) - len(ours)
-    names, found = name_raters(ours), []
+    names = name_raters(ours)
+    found = []
     for task in ours:
         kept = [each for each in task.get("annotations", []) if not each.get("was_cancelled")]
         problems["task without an annotation"] += not kept
@@ -215,7 +241,8 @@ def label_answers(study: Study, key: Key, exported: list[dict[str, Any]]) -> tup
                 letter, = result["value"]["choices"]
                 value = TIE if letter == "no difference" else data["options"][ord(letter) - 65]
                 line = data | {"criterion": result["from_name"], "value": value, "revision": revision,
-                               "seconds": annotation.get("lead_time") or 0.0, "time": annotation.get("created_at", "")}
+                               "seconds": annotation.get("lead_time") or 0.0,
+                               "time": annotation.get("created_at", "")}
                 lines.append(make_line(study, key, rater, bool(annotation.get("simulated")), line))
             except (KeyError, TypeError, ValueError, IndexError):
                 problems["annotation that fits no task"] += 1
@@ -228,7 +255,8 @@ def unfold(entry: dict[str, Any], criteria: list[str]) -> dict[str, Any]:
         return entry
     result = [{"from_name": name, "value": {"choices": [entry[name]]}} for name in criteria if name in entry]
     annotation = {name: entry.get(name) for name in ("created_at", "lead_time", "simulated")}
-    return {"data": entry, "annotations": [annotation | {"completed_by": entry.get("annotator"), "result": result}]}
+    return {"data": entry, "annotations": [annotation
+                                           | {"completed_by": entry.get("annotator"), "result": result}]}
 
 # %% ../../nbs/study/05_answers.ipynb #605800b4
 EXPORT_SHAPE = [{"data": {"study?": (str, int, float, type(None)), "rater?": (str, int, float, type(None))},
@@ -238,7 +266,8 @@ EXPORT_SHAPE = [{"data": {"study?": (str, int, float, type(None)), "rater?": (st
 def read_label_studio(study: Study, key: Key, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """As `label_answers`, of a file; ValueError names it where it is no export."""
     if Path(path).suffix.lower() in (".csv", ".tsv"):
-        raise ValueError(f"{path}: no JSON export of Label Studio but CSV or TSV; choose JSON or JSON-MIN when you export")
+        raise ValueError(f"{path}: no JSON export of Label Studio but CSV or TSV; choose JSON or JSON-MIN "
+                         "when you export")
     criteria = [each.name for each in study.specification.criteria]
     allowed = "a list of tasks with data and annotations: the JSON or JSON-MIN export of Label Studio"
     with boundary(path, allowed):
@@ -251,10 +280,12 @@ def read_label_studio(study: Study, key: Key, path: str | Path) -> tuple[pd.Data
 
 def find_answers(study: Study, key: Key, ratings: str | Path = "", label_studio: str | Path = "",
                  table: str | Path = "") -> tuple[pd.DataFrame, dict[str, int]]:
-    """All answers and what could not be used: of a folder of ratings (empty: the study's), an export of Label Studio, or a table
+    """All answers and what could not be used: of a folder of ratings (empty: the study's),
+    an export of Label Studio, or a table
     that `export_table` wrote. ValueError where several are named."""
     if sum(map(bool, (ratings, label_studio, table))) > 1:
-        raise ValueError(f"ratings = {str(ratings)!r}, label_studio = {str(label_studio)!r}, answers = {str(table)!r}: "
+        raise ValueError(f"ratings = {str(ratings)!r}, label_studio = {str(label_studio)!r}, answers = "
+                         f"{str(table)!r}: "
                          "allowed is one of them")
     if table:
         return import_table(study, table), {}

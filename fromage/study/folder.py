@@ -30,16 +30,20 @@ def balanced_square(n: int) -> list[list[int]]:
     return rows + [row[::-1] for row in rows] * (n % 2)
 
 # %% ../../nbs/study/01_folder.ipynb #62bca6c6
-def share_out(items: Sequence[str], raters: Sequence[str], ratings_per_item: int, seed: int) -> dict[str, list[str]]:
+def share_out(items: Sequence[str], raters: Sequence[str], ratings_per_item: int,
+              seed: int) -> dict[str, list[str]]:
     """Rater -> items; loads differ by one at most."""
-    rng, plan, shared = random.Random(f"plan {seed}"), {rater: [] for rater in raters}, Counter()
+    rng = random.Random(f"plan {seed}")
+    plan = {rater: [] for rater in raters}
+    shared = Counter()
     for item in items:
         chosen: list[str] = []
         for _ in range(ratings_per_item):
             free = [rater for rater in raters if rater not in chosen]
             rng.shuffle(free)
             chosen.append(min(free, key=lambda rater: (len(plan[rater]),
-                                                       sum(shared[frozenset((rater, one))] for one in chosen))))
+                                                       sum(shared[frozenset((rater, one))]
+                                                           for one in chosen))))
         shared.update(frozenset(pair) for pair in itertools.combinations(chosen, 2))
         for rater in chosen:
             plan[rater].append(item)
@@ -48,7 +52,8 @@ def share_out(items: Sequence[str], raters: Sequence[str], ratings_per_item: int
 # %% ../../nbs/study/01_folder.ipynb #ef7036e0
 @dataclass(frozen=True)
 class Item:
-    """What one screen shows: pictures, context, option -> words, sorted by option; only training items hold the right one."""
+    """What one screen shows: pictures, context, option -> words, sorted by option;
+    only training items hold the right one."""
     id: str
     images: tuple[str, ...]
     context: tuple[str, ...]
@@ -89,10 +94,12 @@ def check_names(study: Study) -> None:
         resolve_inside(study.folder / "ratings", f"{code}.jsonl", file)
 
 
-STUDY_SHAPE = {"hash": str, "specification": {}, "images": {str: str}, "plan": {str: [{"item": str, "options": [str]}]},
-    "items": [{"id": str, "images": [str], "context": [str], "options": {str: str}, "right": (str, type(None))}]}
+STUDY_SHAPE = {"hash": str, "specification": {}, "images": {str: str},
+               "plan": {str: [{"item": str, "options": [str]}]},
+    "items": [{"id": str, "images": [str], "context": [str], "options": {str: str},
+               "right": (str, type(None))}]}
 
-
+# %% ../../nbs/study/01_folder.ipynb #8db0a0c9
 def open_study(folder: str | Path) -> Study:
     """The study in a folder; ValueError where there is none or it was changed."""
     folder = resolve_path(folder)
@@ -101,14 +108,17 @@ def open_study(folder: str | Path) -> Study:
     with boundary(folder / "study.json", "a study that build_study wrote"):
         values = check_shape(json.loads((folder / "study.json").read_text(encoding="utf-8")), STUDY_SHAPE)
         told = values.pop("hash")
-        items = [Item(**each | {"images": tuple(each["images"]), "context": tuple(each["context"])}) for each in values["items"]]
+        items = [Item(**each | {"images": tuple(each["images"]), "context": tuple(each["context"])})
+                 for each in values["items"]]
         plan = {code: tuple(Visit(each["item"], tuple(each["options"])) for each in visits) for code,
                 visits in values["plan"].items()}
-        found = Study(folder, told, make_specification(values["specification"]), {each.id: each for each in items}, plan,
+        found = Study(folder, told, make_specification(values["specification"]),
+                      {each.id: each for each in items}, plan,
                       values["images"])
         unchanged = hash_value(values) == told
     if not unchanged:
-        raise ValueError(f"{folder}/study.json: was changed after it was made; answers to it could not be told apart")
+        raise ValueError(f"{folder}/study.json: was changed after it was made; answers to it could not be "
+                         "told apart")
     check_names(found)
     return found
 
@@ -120,11 +130,15 @@ def key_path(folder: str | Path) -> Path:
 
 
 def open_key(study: Study, path: str | Path | None = None) -> dict[str, dict[str, Any]]:
-    """Item -> kind, story, systems of each option, right option; ValueError where the key is another study's."""
+    """Item -> kind, story, systems of each option, right option;
+    ValueError where the key is another study's."""
     path = resolve_path(path) if path else key_path(study.folder)
-    shape = {"study": str, "items": {str: {"kind": str, "story": object, "systems": {str: [str]}, "right": (str, type(None))}}}
+    shape = {"study": str, "items": {str: {"kind": str, "story": object, "systems": {str: [str]},
+                                           "right": (str, type(None))}}}
     values = read_json(path, shape, "the key that build_study wrote")
-    told, items = values["study"], values["items"]
+    told = values["study"]
+    items = values["items"]
     if told != study.hash:
-        raise ValueError(f"{path}: the key of another study ({told[:12]}); allowed is that of {study.hash[:12]}")
+        raise ValueError(f"{path}: the key of another study ({told[:12]}); allowed is that of "
+                         f"{study.hash[:12]}")
     return items

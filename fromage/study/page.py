@@ -63,20 +63,25 @@ def keyboard() -> Javascript:
 # %% ../../nbs/study/04_page.ipynb #14cc83f4
 def story_html(study: Study, session: Session) -> str:
     """The pictures with the sentences before the end, and the numbered endings."""
-    item, figures = session.item, []
+    item = session.item
+    figures = []
     for number, name in enumerate(item.images):
         address = f"data:image/png;base64,{base64.b64encode(study.picture(name) or b'').decode()}"
         words = escape(item.context[number]) if number < len(item.context) else ""
-        figures.append(f'<figure><img src="{address}" alt="picture {number + 1}"><figcaption>{words}</figcaption></figure>')
+        figures.append(f'<figure><img src="{address}" alt="picture '
+                       f'{number + 1}"><figcaption>{words}</figcaption></figure>')
     endings = "".join(f"<li>{escape(item.options[option])}</li>" for option in session.visit.options)
     kind = "How might the story end?" if item.context else "The stories:"
     return f'<div class="pictures">{"".join(figures)}</div><p>{kind}</p><ol>{endings}</ol>'
 
 
-def question_box(criterion: Criterion, session: Session, ties: bool, choose: Callable[[str, str], None]) -> VBox:
+def question_box(criterion: Criterion, session: Session, ties: bool,
+                 choose: Callable[[str, str], None]) -> VBox:
     """A question with a button for each ending; the chosen one is marked."""
-    chosen, buttons = session.answers().get(criterion.name), []
-    choices = [(str(number), option) for number, option in enumerate(session.visit.options, 1)] + [("0", TIE)] * ties
+    chosen = session.answers().get(criterion.name)
+    buttons = []
+    choices = [(str(number), option) for number, option in enumerate(session.visit.options,
+                                                                     1)] + [("0", TIE)] * ties
     for key, value in choices:
         label = "0: no difference" if value == TIE else key
         mark = "✓ " if value == chosen else ""
@@ -97,9 +102,11 @@ def feedback_html(session: Session) -> str:
     if right is None or not is_complete(session):
         return ""
     if set(session.answers().values()) == {right}:
-        kind, text = "right", "Right: this ending"
+        kind = "right"
+        text = "Right: this ending"
     else:
-        kind, text = "wrong", f"Look again: “{escape(session.item.options[right])}”"
+        kind = "wrong"
+        text = f"Look again: “{escape(session.item.options[right])}”"
     return f'<p class="{kind}" role="status">{text} belongs to the story; in the others the words are in disorder.</p>'
 
 # %% ../../nbs/study/04_page.ipynb #8eeaa813
@@ -107,11 +114,15 @@ class RatingPage:
     """A study's page; show its `view`."""
 
     def __init__(self, study: Study):
-        self.study, self.session = study, None
-        self.status, self.body = note(status_html("")), VBox([])
+        self.study = study
+        self.session = None
+        self.status = note(status_html(""))
+        self.body = VBox([])
         self.code = Text(description="Your code", placeholder="ABC-123", layout={"width": "280px"})
-        self.code.on_msg(lambda _, content, __: self.guard(self.begin) if content.get("event") == "submit" else None)
-        self.view = VBox([note(f"{LOOKS}<h1>{escape(study.specification.name)}</h1>"), self.body, self.status])
+        self.code.on_msg(lambda _, content, __: self.guard(self.begin) if content.get("event") == "submit"
+                         else None)
+        self.view = VBox([note(f"{LOOKS}<h1>{escape(study.specification.name)}</h1>"), self.body,
+                          self.status])
         self.view.add_class("rating")
         refresh_screen(self)
 
@@ -172,18 +183,23 @@ def refresh_screen(page: RatingPage) -> None:
 
 def show_item(page: RatingPage, session: Session) -> None:
     """The screen of an item; the first open question is the one that the keys answer."""
-    specification, place = page.study.specification, session.place
-    questions = [question_box(each, session, specification.ties, lambda name, value: page.choose(place, name, value))
+    specification = page.study.specification
+    place = session.place
+    questions = [question_box(each, session, specification.ties,
+                              lambda name, value: page.choose(place, name, value))
                  for each in specification.criteria]
-    unanswered = [box for box, each in zip(questions, specification.criteria) if each.name not in session.answers()]
+    unanswered = [box for box, each in zip(questions, specification.criteria)
+                  if each.name not in session.answers()]
     (unanswered or questions)[0].add_class("rating-current")
     kind = " · practice, with feedback" if session.item.right else ""
     head = f'<p class="help">Story {place + 1} of {len(session.visits)}{kind} · keys: digits answer, → next, ← back</p>'
     back = make_button(page, "← Back", lambda: move(session, -1), "back")
     forth = make_button(page, "Next →", lambda: move(session, 1), "next")
-    back.disabled, forth.disabled = place == 0, not is_complete(session)
+    back.disabled = place == 0
+    forth.disabled = not is_complete(session)
     row = Box([back, forth, make_button(page, "Pause", page.leave)], layout={"flex_flow": "row wrap"})
-    page.body.children = [note(head + story_html(page.study, session)), *questions, note(feedback_html(session)), row]
+    page.body.children = [note(head + story_html(page.study, session)), *questions,
+                          note(feedback_html(session)), row]
 
 # %% ../../nbs/study/04_page.ipynb #bc5684fc
 def serve_study(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,8 @@ from .answers import labelled_systems
 
 # %% ../../nbs/study/07_preferences.ipynb #0ad2b48c
 def score_preferences(answers: pd.DataFrame, systems: Sequence[str], criterion: str) -> pd.DataFrame:
-    """A line for each final answer to a rated item: `story`, `rater`, and a score (nan where not shown) for each system."""
+    """A line for each final answer to a rated item: `story`, `rater`,
+    and a score (nan where not shown) for each system."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["criterion"] == criterion)]
     rows = np.full((len(own), len(systems)), np.nan)
     for row, (shown, side) in enumerate(zip(own["systems"].map(json.loads), own["side"])):
@@ -32,8 +33,10 @@ def score_preferences(answers: pd.DataFrame, systems: Sequence[str], criterion: 
     return own[["story", "rater"]].reset_index(drop=True).join(pd.DataFrame(rows, columns=list(systems)))
 
 
-def share_estimates(scores: pd.DataFrame, systems: Sequence[str], seed: int = 0, samples: int = 2000) -> dict[str, Estimate]:
-    """System -> mean score with its interval, stories drawn whole; systems without any answer are left out."""
+def share_estimates(scores: pd.DataFrame, systems: Sequence[str], seed: int = 0,
+                    samples: int = 2000) -> dict[str, Estimate]:
+    """System -> mean score with its interval, stories drawn whole;
+    systems without any answer are left out."""
     return {system: bootstrap(scores[system], scores["story"], seed, samples) for system in systems
             if scores[system].notna().any()}
 
@@ -42,19 +45,22 @@ def side_estimates(answers: pd.DataFrame, seed: int = 0) -> dict[str, Estimate]:
     """Position (from 1) -> percentage of choices there."""
     own = answers[(answers["kind"] == "rated") & answers["final"] & (answers["side"] >= 0)]
     most = int(own["side"].max()) if len(own) else -1
-    return {f"position {side + 1}": bootstrap(100.0 * (own["side"] == side), own["story"], seed) for side in range(most + 1)}
+    return {f"position {side + 1}": bootstrap(100.0 * (own["side"] == side), own["story"], seed)
+            for side in range(most + 1)}
 
 # %% ../../nbs/study/07_preferences.ipynb #fb7ddc90
 Differences = dict[str, dict[str, Estimate | float]]
 
 
 def compare_choices(scores: Mapping[str, pd.DataFrame], systems: Sequence[str], seed: int = 0) -> Differences:
-    """`criterion: a minus b` -> the difference of the scores with its interval, p-value, and that after Holm's correction."""
+    """`criterion: a minus b` -> the difference of the scores with its interval, p-value,
+    and that after Holm's correction."""
     found = {}
     for criterion, table in scores.items():
         for a, b in itertools.combinations(systems, 2):
             if (table[a] - table[b]).notna().any():
-                found[f"{criterion}: {a} minus {b}"] = paired_difference(table[a], table[b], table["story"], seed)
+                found[f"{criterion}: {a} minus {b}"] = paired_difference(table[a], table[b], table["story"],
+                                                                         seed)
     adjusted = holm([each.p_value for each in found.values()]) if found else []
     return {name: {"difference": each.difference, "p": each.p_value, "p (Holm)": float(p)}
             for (name, each), p in zip(found.items(), adjusted)}
@@ -62,17 +68,19 @@ def compare_choices(scores: Mapping[str, pd.DataFrame], systems: Sequence[str], 
 # %% ../../nbs/study/07_preferences.ipynb #7f975022
 def draw_choices(rng: np.random.Generator, shares: Sequence[float], spread: float, studies: int, items: int,
                  ratings: int) -> np.ndarray:
-    """Counts (studies, items, systems) of choices by `ratings` raters of each item; `shares` are those of the average item."""
+    """Counts (studies, items, systems) of choices by `ratings` raters of each item;
+    `shares` are those of the average item."""
     logits = np.log(np.asarray(shares, float)) + rng.normal(0, spread, (studies, items, len(shares)))
     weights = np.exp(logits)
     return rng.multinomial(ratings, weights / weights.sum(-1, keepdims=True))
 
 
-def power(shares: Sequence[float], items: int, ratings: int, spread: float = 0.5, studies: int = 500, level: float = 0.05,
-          seed: int = 0) -> float:
+def power(shares: Sequence[float], items: int, ratings: int, spread: float = 0.5, studies: int = 500,
+          level: float = 0.05, seed: int = 0) -> float:
     """Percentage of simulated studies that find the first two systems different."""
     if min(shares) <= 0 or len(shares) < 2 or items < 2 or ratings < 1:
-        raise ValueError(f"shares = {shares}, items = {items}, ratings = {ratings}: allowed are shares above 0, items from 2, "
+        raise ValueError(f"shares = {shares}, items = {items}, ratings = {ratings}: allowed are shares "
+                         "above 0, items from 2, "
                          "ratings from 1")
     counts = draw_choices(np.random.default_rng(seed), shares, spread, studies, items, ratings)
     differences = (counts[..., 0] - counts[..., 1]) / ratings
@@ -82,14 +90,17 @@ def power(shares: Sequence[float], items: int, ratings: int, spread: float = 0.5
 
 
 def planned_shares(difference: float, systems: int) -> list[float]:
-    """Shares of so many systems, equal but for the first two, which differ by `difference` points around their mean."""
+    """Shares of so many systems, equal but for the first two,
+    which differ by `difference` points around their mean."""
     if not (systems >= 2 and 0 <= difference < 200 / systems):
-        raise ValueError(f"difference = {difference} points between {systems} systems: allowed is 0 to below 200 / systems")
+        raise ValueError(f"difference = {difference} points between {systems} systems: allowed is 0 to "
+                         "below 200 / systems")
     return [(100 / systems + sign * difference / 2) / 100 for sign in (1, -1, *[0] * (systems - 2))]
 
 
-def power_lines(shares: Sequence[float], items: Sequence[int] = (24, 48, 96, 192), ratings: Sequence[int] = (1, 3, 5, 9),
-                seed: int = 0) -> tuple[list[str], list[list[str]]]:
+def power_lines(shares: Sequence[float], items: Sequence[int] = (24, 48, 96, 192),
+                ratings: Sequence[int] = (1, 3, 5, 9), seed: int = 0) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the table of power: items in rows, ratings per item in columns."""
-    lines = [[f"{many} items", *(f"{power(shares, many, each, seed=seed):.0f}" for each in ratings)] for many in items]
+    lines = [[f"{many} items", *(f"{power(shares, many, each, seed=seed):.0f}" for each in ratings)]
+             for many in items]
     return ["power (%)", *(f"{each} ratings per item" for each in ratings)], lines

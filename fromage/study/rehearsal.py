@@ -26,7 +26,8 @@ from .tables import Findings, ResultTable, main_results
 # %% ../../nbs/study/09_rehearsal.ipynb #a50a2fe8
 @dataclass(frozen=True)
 class Taste:
-    """Log-strengths by criterion and system, `spread` between stories, `lapse`, liking of the first place, share of ties."""
+    """Log-strengths by criterion and system, `spread` between stories, `lapse`, liking of the first place,
+    share of ties."""
     strengths: dict[str, dict[str, float]]
     spread: float = 0.5
     lapse: float = 0.05
@@ -41,19 +42,25 @@ def choice_chances(logits: np.ndarray, lapse: float) -> np.ndarray:
 
 
 def true_shares(taste: Taste, criterion: str, draws: int = 100_000, seed: int = 0) -> dict[str, float]:
-    """The share (%) that each system has over all stories and balanced positions, when all are shown together."""
-    rng, systems = np.random.default_rng(seed), list(taste.strengths[criterion])
+    """The share (%) that each system has over all stories and balanced positions,
+    when all are shown together."""
+    rng = np.random.default_rng(seed)
+    systems = list(taste.strengths[criterion])
     logits = np.array([taste.strengths[criterion][name] for name in systems])
     logits = logits + rng.normal(0, taste.spread, (draws, len(systems)))
     logits[np.arange(draws), np.arange(draws) % len(systems)] += taste.side
     return dict(zip(systems, 100 * choice_chances(logits, taste.lapse).mean(0)))
 
 # %% ../../nbs/study/09_rehearsal.ipynb #a9804ae7
-def simulate_ratings(study: Study, key: Key, taste: Taste, folder: str | Path, careless: int = 1, seed: int = 0) -> int:
-    """Writes a file for every rater of the plan, the last `careless` of them careless; returns the number of answers."""
-    rng, count = np.random.default_rng(seed), 0
+def simulate_ratings(study: Study, key: Key, taste: Taste, folder: str | Path, careless: int = 1,
+                     seed: int = 0) -> int:
+    """Writes a file for every rater of the plan, the last `careless` of them careless;
+    returns the number of answers."""
+    rng = np.random.default_rng(seed)
+    count = 0
     specification = study.specification
-    extra = {item: {name: rng.normal(0, taste.spread, (len(specification.systems))) for name in taste.strengths}
+    extra = {item: {name: rng.normal(0, taste.spread, (len(specification.systems)))
+                    for name in taste.strengths}
              for item in key}
     for number, (code, visits) in enumerate(study.plan.items()):
         lines = [header_of(study, code, simulated=True), {"kind": "consent", "time": "simulated"}]
@@ -61,26 +68,32 @@ def simulate_ratings(study: Study, key: Key, taste: Taste, folder: str | Path, c
             for criterion in (each.name for each in specification.criteria):
                 about = key[visit.item]
                 if number >= len(study.plan) - careless:
-                    value, seconds = visit.options[0], 0.4
+                    value = visit.options[0]
+                    seconds = 0.4
                 else:
-                    value = choose(rng, study, about, visit.options, taste, criterion, extra[visit.item][criterion])
+                    value = choose(rng, study, about, visit.options, taste, criterion,
+                                   extra[visit.item][criterion])
                     seconds = float(rng.lognormal(1.6, 0.4))
-                lines.append({"kind": "answer", "item": visit.item, "criterion": criterion, "value": value, "place": place,
-                              "options": list(visit.options), "revision": 0, "seconds": round(seconds, 3), "time": "simulated"})
+                lines.append({"kind": "answer", "item": visit.item, "criterion": criterion, "value": value,
+                              "place": place,
+                              "options": list(visit.options), "revision": 0, "seconds": round(seconds, 3),
+                              "time": "simulated"})
                 count += 1
-        write_text(Path(folder, ratings_path(study, code).name), "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(Path(folder, ratings_path(study, code).name),
+                   "".join(json.dumps(line) + "\n" for line in lines))
     return count
 
 
-def choose(rng: np.random.Generator, study: Study, about: Mapping, options: Sequence[str], taste: Taste, criterion: str,
-           extra: np.ndarray) -> str:
+def choose(rng: np.random.Generator, study: Study, about: Mapping, options: Sequence[str], taste: Taste,
+           criterion: str, extra: np.ndarray) -> str:
     """The option that a rater takes."""
     systems = list(study.specification.systems)
     if about["right"] is not None:
         return about["right"] if rng.random() >= taste.lapse else str(rng.choice(options))
     if study.specification.ties and rng.random() < taste.tie:
         return TIE
-    logits = np.array([max(taste.strengths[criterion][name] + extra[systems.index(name)] for name in about["systems"][option])
+    logits = np.array([max(taste.strengths[criterion][name] + extra[systems.index(name)]
+                           for name in about["systems"][option])
                        for option in options])
     logits[0] += taste.side
     return options[rng.choice(len(options), p=choice_chances(logits, taste.lapse))]
@@ -88,14 +101,17 @@ def choose(rng: np.random.Generator, study: Study, about: Mapping, options: Sequ
 # %% ../../nbs/study/09_rehearsal.ipynb #a42e70f2
 def simulate_scores(taste: Taste, criterion: str, items: int, ratings: int, seed: int) -> pd.DataFrame:
     """Scores, as `score_answers` makes them, of a study of so many items with so many ratings each."""
-    rng, systems = np.random.default_rng(seed), list(taste.strengths[criterion])
+    rng = np.random.default_rng(seed)
+    systems = list(taste.strengths[criterion])
     n = len(systems)
-    stories = np.array([taste.strengths[criterion][name] for name in systems]) + rng.normal(0, taste.spread, (items, 1, n))
+    stories = np.array([taste.strengths[criterion][name]
+                        for name in systems]) + rng.normal(0, taste.spread, (items, 1, n))
     first = (np.arange(items)[:, None] + np.arange(ratings)) % n  # the system at the first place
     logits = stories + taste.side * np.eye(n)[first]
     chosen = (choice_chances(logits, taste.lapse).cumsum(-1) < rng.random((items, ratings, 1))).sum(-1)
     scores = 100.0 * np.eye(n)[np.minimum(chosen, n - 1)].reshape(-1, n)
-    about = pd.DataFrame({"story": np.repeat(np.arange(items), ratings), "rater": np.tile(np.arange(ratings), items)})
+    about = pd.DataFrame({"story": np.repeat(np.arange(items), ratings),
+                          "rater": np.tile(np.arange(ratings), items)})
     return about.join(pd.DataFrame(scores, columns=systems))
 
 # %% ../../nbs/study/09_rehearsal.ipynb #5ba80003
@@ -116,12 +132,14 @@ def rehearse(study: Study, key: Key, taste: Taste, folder: Path, careless: int =
 
 def taste_table(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]], taste: Taste,
                 seed: int = 0) -> ResultTable:
-    """The share that each system has by the taste, what was found, and whether its interval covers the share."""
+    """The share that each system has by the taste, what was found,
+    and whether its interval covers the share."""
     label, found, _ = main_results(findings, out)
     lines = []
     for name in taste.strengths:
         for system, share in true_shares(taste, name, seed=seed).items():
             own = found.shares[name][system]
-            lines.append((f"{name}: {system}", f"{share:.1f}", str(own), "yes" if own.low <= share <= own.high else "no"))
+            lines.append((f"{name}: {system}", f"{share:.1f}", str(own),
+                          "yes" if own.low <= share <= own.high else "no"))
     header = ("question and system", "true share (%)", f"{label}found", "covered")
     return ResultTable("known taste", header, tuple(lines), simulated=True)

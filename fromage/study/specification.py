@@ -35,7 +35,8 @@ class Rules(Section):
     """A rater whom any of these hits is left out of the main results."""
     least_attention: float = setting(0.75, "share of attention checks answered rightly, at least", 0.0, 1.0)
     least_gold: float = setting(0.5, "share of gold items answered rightly, at least", 0.0, 1.0)
-    least_seconds: float = setting(1.5, "median seconds from a screen's appearance to an answer, at least", 0.0, 600.0)
+    least_seconds: float = setting(1.5, "median seconds from a screen's appearance to an answer, at least",
+                                   0.0, 600.0)
     most_one_side: float = setting(0.9, "share of choices at one position, at most", 0.0, 1.0)
 
 # %% ../../nbs/study/00_specification.ipynb #7560ffab
@@ -61,7 +62,8 @@ class Specification(Section):
         super().__post_init__()
         names = [criterion.name for criterion in self.criteria]
         checks = [
-            ("systems", self.systems, len(set(self.systems)) == len(self.systems) >= 2, "at least two different names"),
+            ("systems", self.systems, len(set(self.systems)) == len(self.systems) >= 2,
+             "at least two different names"),
             ("criteria", names, len(set(names)) == len(names) >= 1, "at least one, with different names"),
             ("ties", self.ties, not self.ties or self.scale == "pairs", "true only where scale is 'pairs'"),
             ("ratings_per_item", self.ratings_per_item, self.ratings_per_item <= self.raters,
@@ -74,7 +76,8 @@ class Specification(Section):
 # %% ../../nbs/study/00_specification.ipynb #551a043c
 def make_specification(values: Any) -> Specification:
     """A specification from plain values, as a TOML or JSON file holds them; ConfigError names the field."""
-    return read_as(Annotated[Specification, told(describe_allowed(Specification, {}))], values, error=ConfigError)
+    return read_as(Annotated[Specification, told(describe_allowed(Specification, {}))], values,
+                   error=ConfigError)
 
 
 def read_specification(path: str | Path) -> Specification:

@@ -48,12 +48,14 @@ class ResultTable:
         """As LaTeX (booktabs) with the title as caption."""
         frame = pd.DataFrame([list(line) for line in self.lines], columns=list(self.header))
         caption = self.full_title.replace("%", r"\%").replace("&", r"\&").replace("_", r"\_")
-        return frame.to_latex(index=False, escape=True, caption=caption, column_format="l" + "r" * (len(self.header) - 1))
+        return frame.to_latex(index=False, escape=True, caption=caption,
+                              column_format="l" + "r" * (len(self.header) - 1))
 
 # %% ../../nbs/study/08_tables.ipynb #ac635983
 @dataclass(frozen=True)
 class Findings:
-    """Results over some raters: shares by criterion and system, sides, alpha by criterion, differences, counts."""
+    """Results over some raters: shares by criterion and system, sides, alpha by criterion, differences,
+    counts."""
     shares: dict[str, dict[str, Estimate]]
     sides: dict[str, Estimate]
     alphas: dict[str, Estimate | None]
@@ -67,9 +69,11 @@ def find_results(answers: pd.DataFrame, specification: Specification, seed: int 
     rated = answers[(answers["kind"] == "rated") & answers["final"]]
     if rated.empty:
         raise ValueError("no answer to a rated item is left: there is nothing to analyse")
-    names, systems = [each.name for each in specification.criteria], specification.systems
+    names = [each.name for each in specification.criteria]
+    systems = specification.systems
     scores = {name: score_preferences(answers, systems, name) for name in names}
-    return Findings({name: share_estimates(scores[name], systems, seed) for name in names}, side_estimates(answers, seed),
+    return Findings({name: share_estimates(scores[name], systems, seed) for name in names},
+                    side_estimates(answers, seed),
                     {name: alpha_estimate(choice_counts(answers, name), seed=seed) for name in names},
                     compare_choices(scores, systems, seed), rated["rater"].nunique(), len(rated))
 
@@ -77,26 +81,33 @@ def find_results(answers: pd.DataFrame, specification: Specification, seed: int 
 Both = tuple[dict[str, Findings], dict[str, list[str]]]
 NOBODY_LEFT = "NOBODY IS LEFT: with everyone"
 
-
+# %% ../../nbs/study/08_tables.ipynb #8d46af0b
 def find_both(answers: pd.DataFrame, specification: Specification, seed: int = 0) -> Both:
-    """Results without the excluded raters (first) and with everyone; and rater -> reasons. ValueError where nobody answered."""
-    everyone, out = find_results(answers, specification, seed), exclusions(answers, specification.rules)
+    """Results without the excluded raters (first) and with everyone;
+    and rater -> reasons. ValueError where nobody answered."""
+    everyone = find_results(answers, specification, seed)
+    out = exclusions(answers, specification.rules)
     if not out:
         return {"with everyone (nobody is excluded)": everyone}, out
     kept = answers[~answers["rater"].isin(out)]
     if kept[kept["final"]]["kind"].ne("rated").all():
         return {NOBODY_LEFT: everyone}, out
-    return {"without excluded raters": find_results(kept, specification, seed), "with everyone": everyone}, out
+    return {"without excluded raters": find_results(kept, specification, seed),
+            "with everyone": everyone}, out
 
 
-def main_results(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]]) -> tuple[str, Findings, str]:
-    """The label that goes before the names of the first results (empty for ordinary ones), these, and a warning or nothing."""
+def main_results(findings: Mapping[str, Findings],
+                 out: Mapping[str, Sequence[str]]) -> tuple[str, Findings, str]:
+    """The label that goes before the names of the first results (empty for ordinary ones), these,
+    and a warning or nothing."""
     name, found = next(iter(findings.items()))
     if name != NOBODY_LEFT:
         return "", found, ""
     reasons = "; ".join(f"{rater}: {', '.join(out[rater])}" for rater in out)
-    return f"{name}: ", found, (f"**Nobody is left.** The rules exclude every rater with answers to rated items ({reasons}). "
-                                "What follows counts everyone all the same and is labelled so; it is no result of the study.")
+    return f"{name}: ", found, ("**Nobody is left.** The rules exclude every rater with answers to rated "
+                                f"items ({reasons}). "
+                                "What follows counts everyone all the same and is labelled so; it is no "
+                                "result of the study.")
 
 # %% ../../nbs/study/08_tables.ipynb #e600671a
 def name_scale(specification: Specification) -> str:
@@ -106,10 +117,13 @@ def name_scale(specification: Specification) -> str:
     return "win rate (%), ties half" if specification.ties else "win rate (%)"
 
 
-def share_table(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> ResultTable:
+def share_table(findings: Mapping[str, Findings], specification: Specification,
+                simulated: bool) -> ResultTable:
     """Share of choices, or win rate, by question and system."""
-    lines = [(f"{question}: {system}", *(format_value(found.shares[question].get(system)) for found in findings.values()))
-             for question in (each.name for each in specification.criteria) for system in specification.systems]
+    lines = [(f"{question}: {system}", *(format_value(found.shares[question].get(system))
+                                         for found in findings.values()))
+             for question in (each.name for each in specification.criteria)
+             for system in specification.systems]
     return ResultTable(name_scale(specification), ("question and system", *findings), tuple(lines), simulated)
 
 
@@ -121,20 +135,25 @@ def difference_table(findings: Mapping[str, Findings], simulated: bool) -> Resul
 
 
 def agreement_table(findings: Mapping[str, Findings], simulated: bool) -> ResultTable:
-    """Alpha of each question and how many raters and answers there are; then the share of choices at each position."""
+    """Alpha of each question and how many raters and answers there are;
+    then the share of choices at each position."""
     questions = list(next(iter(findings.values())).alphas)
-    lines = [(f"Krippendorff's alpha, {name}", *(format_value(found.alphas[name]) for found in findings.values()))
+    lines = [(f"Krippendorff's alpha, {name}", *(format_value(found.alphas[name])
+                                                 for found in findings.values()))
              for name in questions]
     sides = next(iter(findings.values())).sides
-    lines += [(f"choices at {name} (%)", *(format_value(found.sides.get(name)) for found in findings.values()))
+    lines += [(f"choices at {name} (%)", *(format_value(found.sides.get(name))
+                                           for found in findings.values()))
               for name in sides]
-    lines += [(name, *(f"{getattr(found, name):,}" for found in findings.values())) for name in ("raters", "answers")]
+    lines += [(name, *(f"{getattr(found, name):,}" for found in findings.values()))
+              for name in ("raters", "answers")]
     return ResultTable("agreement and sides", ("measure", *findings), tuple(lines), simulated)
 
 
 def rater_table(answers: pd.DataFrame, specification: Specification, simulated: bool) -> ResultTable:
     """Every rater with the measures of the rules and the reasons for being left out."""
-    out, measures = exclusions(answers, specification.rules), rater_measures(answers)
+    out = exclusions(answers, specification.rules)
+    measures = rater_measures(answers)
     lines = [(str(rater), *("–" if pd.isna(value) else f"{value:.3g}" for value in row),
               "; ".join(out.get(str(rater), [])) or "kept") for rater, row in measures.iterrows()]
     return ResultTable("raters", ("rater", *measures.columns, "outcome"), tuple(lines), simulated)
@@ -145,13 +164,16 @@ def plot_shares(findings: Mapping[str, Findings], specification: Specification, 
     name, found = next(iter(findings.items()))
     title = "\n".join([SIMULATED] * simulated + [name] * (name == NOBODY_LEFT))
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    questions, systems = list(found.shares), list(dict.fromkeys(name for shares in found.shares.values() for name in shares))
+    questions = list(found.shares)
+    systems = list(dict.fromkeys(name for shares in found.shares.values() for name in shares))
     width = 0.8 / len(systems)
     for number, system in enumerate(systems):
-        own = [(place, found.shares[name][system]) for place, name in enumerate(questions) if system in found.shares[name]]
+        own = [(place, found.shares[name][system])
+               for place, name in enumerate(questions) if system in found.shares[name]]
         places = [place - 0.4 + (number + 0.5) * width for place, _ in own]
         values = [each.value for _, each in own]
-        errors = [[max(0.0, each.value - each.low) for _, each in own], [max(0.0, each.high - each.value) for _, each in own]]
+        errors = [[max(0.0, each.value - each.low) for _, each in own],
+                  [max(0.0, each.high - each.value) for _, each in own]]
         axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, label=system)
     axes.set_xticks(range(len(questions)), questions)
     axes.set(ylabel=name_scale(specification), ylim=(0, None), title=title)
@@ -160,18 +182,24 @@ def plot_shares(findings: Mapping[str, Findings], specification: Specification, 
     return figure
 
 # %% ../../nbs/study/08_tables.ipynb #58380005
-def power_table(specification: Specification, difference: float, simulated: bool, seed: int = 0) -> ResultTable:
-    """Power to find two systems that differ by so many points, all others between them; by items and ratings."""
+def power_table(specification: Specification, difference: float, simulated: bool,
+                seed: int = 0) -> ResultTable:
+    """Power to find two systems that differ by so many points, all others between them;
+    by items and ratings."""
     count = len(specification.systems) if specification.scale == "choice" else 2
     header, lines = power_lines(planned_shares(difference, count), seed=seed)
-    return ResultTable(f"power (%) for {difference:g} points", tuple(header), tuple(map(tuple, lines)), simulated)
+    return ResultTable(f"power (%) for {difference:g} points", tuple(header), tuple(map(tuple, lines)),
+                       simulated)
 
 
-def result_metrics(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]], simulated: bool) -> dict[str, Any]:
-    """Shares, agreement and differences of the main results, who was excluded, and how many raters were left."""
+def result_metrics(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]],
+                   simulated: bool) -> dict[str, Any]:
+    """Shares, agreement and differences of the main results, who was excluded,
+    and how many raters were left."""
     label, found, _ = main_results(findings, out)
     word = f"{SIMULATED}: {label}" if simulated else label
-    shares = {f"{word}{name}, {system}": value for name, row in found.shares.items() for system, value in row.items()}
+    shares = {f"{word}{name}, {system}": value for name, row in found.shares.items()
+              for system, value in row.items()}
     alphas = {f"{word}alpha, {name}": value for name, value in found.alphas.items()}
     return shares | alphas | {f"{word}differences": found.differences, f"{word}excluded raters": out,
                               f"{word}raters": found.raters}

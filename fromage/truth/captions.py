@@ -20,9 +20,10 @@ from ..mini.language import caption
 from ..mini.world import Scene
 from ..model.generation import generate_ids, stop_ids
 from ..model.interleaving import log_likelihoods
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, build_prompt
 from ..model.retrieval import embed_queries
+from ..model.tokens import RET
 from ..vist.controls import PRIOR, prior_queries
 
 # %% ../../nbs/truth/04_captions.ipynb #ca971005
@@ -32,8 +33,13 @@ def tell_scenes(scenes: Sequence[Scene], seed: int = 0) -> list[str]:
     return [caption(rng, scene, whole=True).text for scene in scenes]
 
 # %% ../../nbs/truth/04_captions.ipynb #ca971008
-OWN, NO_IMAGE, ANOTHER_IMAGE, IN_WORDS = "the image", "no image", "another image", "the truth in words"
-OWN_CAPTION, NO_CAPTION, ANOTHER_CAPTION = "the caption", "no caption", "another image's caption"
+OWN = "the image"
+NO_IMAGE = "no image"
+ANOTHER_IMAGE = "another image"
+IN_WORDS = "the truth in words"
+OWN_CAPTION = "the caption"
+NO_CAPTION = "no caption"
+ANOTHER_CAPTION = "another image's caption"
 TOLD = "the truth itself"
 
 
@@ -46,10 +52,12 @@ def caption_places(features: Tensor, words: Sequence[str] | None = None) -> dict
 
 def write_behind(model: Fromage, places: Sequence[Sequence[Piece]], max_tokens: int = 24) -> list[str]:
     """Greedy captions behind each of `places`, as `generate_captions` writes them behind an image."""
-    texts, stop = [], stop_ids(model)
+    texts = []
+    stop = stop_ids(model)
     for start in range(0, len(places), 64):
         prompts = [build_prompt(model, [*pieces, ""], bos="every") for pieces in places[start:start + 64]]
-        texts += [model.vocabulary.decode(ids).strip() for ids in generate_ids(model, prompts, max_tokens, stop)]
+        texts += [model.vocabulary.decode(ids).strip()
+                  for ids in generate_ids(model, prompts, max_tokens, stop)]
     return texts
 
 
@@ -69,7 +77,8 @@ def nats_behind(model: Fromage, places: Sequence[Sequence[Piece]], captions: Seq
 def rank_queries(model: Fromage, features: Tensor, captions: Sequence[str],
                  words: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Ranks (N,) of each pair's image among all, by what stands in the caption's place; features (N, V)."""
-    texts = {OWN_CAPTION: captions, ANOTHER_CAPTION: [*captions[1:], captions[0]], NO_CAPTION: [""] * len(captions)}
+    texts = {OWN_CAPTION: captions, ANOTHER_CAPTION: [*captions[1:], captions[0]],
+             NO_CAPTION: [""] * len(captions)}
     texts |= {IN_WORDS: words} if words else {}
     queries = {name: embed_queries(model, [build_prompt(model, [text + RET]) for text in each])
                for name, each in texts.items()}
@@ -79,9 +88,11 @@ def rank_queries(model: Fromage, features: Tensor, captions: Sequence[str],
     return {name: ranks((found @ gallery.T).numpy(), truth) for name, found in queries.items()}
 
 # %% ../../nbs/truth/04_captions.ipynb #ca971014
-def compare_captions(model: Fromage, features: Tensor, captions: Sequence[str], words: Sequence[str] | None = None,
+def compare_captions(model: Fromage, features: Tensor, captions: Sequence[str],
+                     words: Sequence[str] | None = None,
                      seed: int = 0) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict]]:
-    """Row -> BLEU-4 and nats a token; and differences from the image's, by metric; of features (N, V) and N captions."""
+    """Row -> BLEU-4 and nats a token; and differences from the image's, by metric;
+    of features (N, V) and N captions."""
     places = caption_places(features, words)
     nats = {name: nats_behind(model, each, captions) for name, each in places.items()}
     written = {name: write_behind(model, each) for name, each in places.items()}

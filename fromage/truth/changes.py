@@ -17,9 +17,10 @@ import torch
 from ..core.metrics import Estimate, bootstrap
 from ..mini.language import on_ground, with_article
 from ..mini.world import COLOURS, GROUNDS, KINDS, STYLES, Scene, Thing
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.retrieval import build_index, embed_queries
+from ..model.tokens import RET
 
 # %% ../../nbs/truth/02_changes.ipynb #c4a90005
 STYLE_WORDS = {"drawing": "as a pencil drawing", "photo": "as a photo"}
@@ -27,7 +28,8 @@ STYLE_WORDS = {"drawing": "as a pencil drawing", "photo": "as a photo"}
 
 @dataclass(frozen=True)
 class ChangeKind:
-    """Values of a change, a scene's own, words for one; whether a scene has one, and keeps another scene's rest."""
+    """Values of a change, a scene's own, words for one; whether a scene has one,
+    and keeps another scene's rest."""
     values: tuple[str, ...]
     own: Callable[[Scene], str]
     words: Callable[[str], str]
@@ -81,7 +83,8 @@ class ChangeOrder:
 
 def order_change(scenes: Sequence[Scene], row: int, kind: str, value: str) -> ChangeOrder:
     """The order that changes one kind of thing of the picture in a row to a value."""
-    change, source = CHANGE_KINDS[kind], scenes[row]
+    change = CHANGE_KINDS[kind]
+    source = scenes[row]
     others = [number for number in range(len(scenes)) if number != row]
     asked, kept = (frozenset(number for number in others if test(scenes[number], source, value))
                    for test in (change.asked, change.kept))
@@ -92,7 +95,9 @@ def make_changes(scenes: Sequence[Scene], kind: str, count: int, seed: int = 0) 
     """Up to `count` orders of a kind about a gallery's scenes; ValueError where none can be followed."""
     if kind not in CHANGE_KINDS:
         raise ValueError(f"kind = {kind!r}: allowed is {', '.join(CHANGE_KINDS)}")
-    rng, change, orders = random.Random(f"composition {seed}"), CHANGE_KINDS[kind], []
+    rng = random.Random(f"composition {seed}")
+    change = CHANGE_KINDS[kind]
+    orders = []
     rows = [row for row, scene in enumerate(scenes) if len(scene.things) == 1]
     rng.shuffle(rows)
     for row in rows:
@@ -113,7 +118,8 @@ RATES = ("right", "asked", "kept")
 
 def judge_changes(orders: Sequence[ChangeOrder], rows: Sequence[int]) -> dict[str, np.ndarray]:
     """100 where the image in `rows` is right, has what is asked, keeps the rest; else 0: (N,) each."""
-    return {rate: np.array([100.0 * (row in getattr(order, rate)) for order, row in zip(orders, rows, strict=True)])
+    return {rate: np.array([100.0 * (row in getattr(order, rate))
+                            for order, row in zip(orders, rows, strict=True)])
             for rate in RATES}
 
 
@@ -125,7 +131,8 @@ def chance_of_changes(orders: Sequence[ChangeOrder], gallery: int, seed: int = 0
 
 def follow_changes(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrder],
                    words: bool = True) -> list[int]:
-    """The best image's row for each order among images with features (N, V); `words` False: the picture alone."""
+    """The best image's row for each order among images with features (N, V);
+    `words` False: the picture alone."""
     index = build_index(model, [str(row) for row in range(len(features))], features)
     pictures = [torch.from_numpy(np.array(features[order.row], np.float32)) for order in orders]
     prompts = [[picture, order.words * words + RET] for picture, order in zip(pictures, orders)]

@@ -29,8 +29,8 @@ from ..mini.world import COLOURS, KINDS, Scene, Thing, scene_from_truth
 from ..model.generation import generate_captions, generate_ids, stop_ids
 from ..model.model import Fromage
 from ..model.prompts import build_prompt
-from ..networks.backbones import VisionTower
 from ..networks.splits import open_store
+from ..networks.towers import VisionTower
 from ..visdial.dialogues import ROUNDS, DialogueImages, read_dialogues
 from ..visdial.search import (clip_dialogues, clip_pictures, embed_pictures, embed_together,
                                     search_ranks, search_text)
@@ -46,14 +46,16 @@ class Truth:
 
 
 def read_truths(folder: str | Path, ids: Sequence[str]) -> list[Truth]:
-    """The truths of the images `ids` (`00000.tar/000000001`) of the world's shards; KeyError where one is missing."""
+    """The truths of the images `ids` (`00000.tar/000000001`) of the world's shards;
+    KeyError where one is missing."""
     found = {}
     for path in sorted(Path(folder).glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.name.endswith(".json"):
                     about = json.loads(archive.extractfile(member).read())
-                    found[f"{path.name}/{about['key']}"] = Truth(scene_from_truth(about["scene"]), frozenset(about["facts"]))
+                    found[f"{path.name}/{about['key']}"] = Truth(scene_from_truth(about["scene"]),
+                                                                 frozenset(about["facts"]))
     missing = [name for name in ids if name not in found]
     if missing:
         raise KeyError(f"{folder}: no truth of {len(missing)} of {len(ids)} images, the first {missing[0]}")
@@ -69,9 +71,11 @@ def mentions(text: str) -> list[tuple[str, str]]:
 
 
 def count_mentions(text: str, scene: Scene) -> tuple[int, int, int, int]:
-    """Mentions that are right, all mentions, things of the scene that are mentioned rightly, all its things."""
+    """Mentions that are right, all mentions, things of the scene that are mentioned rightly,
+    all its things."""
     said = mentions(text)
-    right = [(colour, kind) for colour, kind in said if any(kind == thing.kind and colour in ("", thing.colour)
+    right = [(colour, kind) for colour, kind in said
+             if any(kind == thing.kind and colour in ("", thing.colour)
                                                            for thing in scene.things)]
     named = {kind for _, kind in right}
     return len(right), len(said), sum(thing.kind in named for thing in scene.things), len(scene.things)
@@ -79,8 +83,10 @@ def count_mentions(text: str, scene: Scene) -> tuple[int, int, int, int]:
 
 def caption_accuracy(captions: Sequence[str], scenes: Sequence[Scene], seed: int = 0) -> dict[str, Estimate]:
     """Precision and recall (%) of the things that captions name, with intervals over images."""
-    counts = np.array([count_mentions(text, scene) for text, scene in zip(captions, scenes, strict=True)], float)
-    return {name: bootstrap(counts[:, columns], seed=seed, statistic=lambda rows: 100 * rows[:, 0].sum() / rows[:, 1].sum())
+    counts = np.array([count_mentions(text, scene) for text, scene in zip(captions, scenes, strict=True)],
+                      float)
+    return {name: bootstrap(counts[:, columns], seed=seed,
+                            statistic=lambda rows: 100 * rows[:, 0].sum() / rows[:, 1].sum())
             for name, columns in (("precision", [0, 1]), ("recall", [2, 3]))}
 
 # %% ../../nbs/truth/00_claims.ipynb #055e2f39
@@ -94,7 +100,8 @@ class Question:
 
 def colour_questions(scenes: Sequence[Scene], things: int, seed: int = 0) -> list[Question]:
     """One question about each scene that has so many things."""
-    rng, found = random.Random(f"colours {things} {seed}"), []
+    rng = random.Random(f"colours {things} {seed}")
+    found = []
     for row, scene in enumerate(scenes):
         if len(scene.things) == things:
             thing = rng.choice(scene.things)
@@ -102,12 +109,15 @@ def colour_questions(scenes: Sequence[Scene], things: int, seed: int = 0) -> lis
     return found
 
 
-def answer_questions(model: Fromage, questions: Sequence[Question], features: Tensor | None, batch_size: int = 64) -> list[str]:
+def answer_questions(model: Fromage, questions: Sequence[Question], features: Tensor | None,
+                     batch_size: int = 64) -> list[str]:
     """Greedy answers after the image, features (N, V), or without one; at most eight tokens of one line."""
-    answers, stop = [], stop_ids(model)
+    answers = []
+    stop = stop_ids(model)
     for start in range(0, len(questions), batch_size):
         part = questions[start:start + batch_size]
-        prompts = [build_prompt(model, [question.text] if features is None else [features[question.image], question.text])
+        prompts = [build_prompt(model, [question.text] if features is None
+                                else [features[question.image], question.text])
                    for question in part]
         answers += [model.vocabulary.decode(ids) for ids in generate_ids(model, prompts, 8, stop)]
     return answers
@@ -116,31 +126,41 @@ def answer_questions(model: Fromage, questions: Sequence[Question], features: Te
 def right_answers(answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
     """100 where the colours that an answer names are the right one alone, else 0: (N,)."""
     said = [set(re.findall("|".join(COLOURS), answer)) for answer in answers]
-    return np.array([100.0 * (colours == {question.colour}) for colours, question in zip(said, questions, strict=True)])
+    return np.array([100.0 * (colours == {question.colour})
+                     for colours, question in zip(said, questions, strict=True)])
 
 # %% ../../nbs/truth/00_claims.ipynb #c74239d0
-def colour_accuracy(model: Fromage, scenes: Sequence[Scene], features: Tensor, things: int, seed: int = 0) -> dict[str, Estimate]:
-    """Accuracy (%) on scenes of so many things, and of the three controls; the image of each scene has features (N, V)."""
+def colour_accuracy(model: Fromage, scenes: Sequence[Scene], features: Tensor, things: int,
+                    seed: int = 0) -> dict[str, Estimate]:
+    """Accuracy (%) on scenes of so many things, and of the three controls;
+    the image of each scene has features (N, V)."""
     questions = colour_questions(scenes, things, seed)
     other = features[[question.image for question in questions]].roll(1, 0)
     moved = [Question(row, question.text, question.colour) for row, question in enumerate(questions)]
     most = Counter(question.colour for question in questions).most_common(1)[0][0]
-    answers = {"image": answer_questions(model, questions, features), "another image": answer_questions(model, moved, other),
-               "no image": answer_questions(model, questions, None), "most frequent colour": [most] * len(questions)}
+    answers = {"image": answer_questions(model, questions, features),
+               "another image": answer_questions(model, moved, other),
+               "no image": answer_questions(model, questions, None),
+               "most frequent colour": [most] * len(questions)}
     return {name: bootstrap(right_answers(said, questions), seed=seed) for name, said in answers.items()}
 
 
-def caption_controls(model: Fromage, scenes: Sequence[Scene], features: Tensor, seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """Precision and recall of greedy captions, of the same ones for the wrong scenes, and of the most frequent thing alone."""
+def caption_controls(model: Fromage, scenes: Sequence[Scene], features: Tensor,
+                     seed: int = 0) -> dict[str, dict[str, Estimate]]:
+    """Precision and recall of greedy captions, of the same ones for the wrong scenes,
+    and of the most frequent thing alone."""
     captions = generate_captions(model, features)
-    common, = Counter(f"{thing.colour} {thing.kind}" for scene in scenes for thing in scene.things).most_common(1)
-    said = {"image": captions, "another image": captions[1:] + captions[:1], "most frequent thing": [common[0]] * len(scenes)}
+    common, = Counter(f"{thing.colour} {thing.kind}" for scene in scenes
+                      for thing in scene.things).most_common(1)
+    said = {"image": captions, "another image": captions[1:] + captions[:1],
+            "most frequent thing": [common[0]] * len(scenes)}
     return {name: caption_accuracy(texts, scenes, seed) for name, texts in said.items()}
 
 # %% ../../nbs/truth/00_claims.ipynb #fe88525c
 @dataclass(frozen=True)
 class FoundRanks:
-    """Ranks (Q,) of the right image with little context and with much, for the model and for CLIP; `groups` are drawn whole.
+    """Ranks (Q,) of the right image with little context and with much, for the model and for CLIP;
+    `groups` are drawn whole.
     `gallery` is the number of images ranked."""
     little: np.ndarray
     much: np.ndarray
@@ -160,8 +180,10 @@ class FoundRanks:
         return paired_difference(hits(self.much, k), hits(self.little, k), self.groups, seed)
 
 # %% ../../nbs/truth/00_claims.ipynb #cc53a794
-def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path, most: int = 300) -> FoundRanks:
-    """The first `most` usable dialogues find their images among each other's, after one round and after all."""
+def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path,
+                     most: int = 300) -> FoundRanks:
+    """The first `most` usable dialogues find their images among each other's,
+    after one round and after all."""
     dialogues = read_dialogues(world.visdial_json)
     source = DialogueImages(dialogues, world.visdial_images)
     store = open_store(tower, source, folder, "visdial")
@@ -169,19 +191,25 @@ def find_by_dialogue(model: Fromage, tower: VisionTower, world: WorldPaths, fold
     chosen = [each for each in dialogues.dialogues if str(each.image_id) in rows][:most]
     places = [rows[str(each.image_id)] for each in chosen]
     pictures = embed_pictures(model, store.features[places])
-    texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)]) for each in chosen])
+    texts = torch.stack([embed_together(model, [search_text(each, 1), search_text(each, ROUNDS)])
+                         for each in chosen])
     clip_images = clip_pictures(tower, source, [store.ids[row] for row in places])
     clip_texts, _ = clip_dialogues(tower, chosen, after=(1, ROUNDS))
     return FoundRanks(search_ranks(texts[:, 0], pictures), search_ranks(texts[:, 1], pictures),
-                 search_ranks(clip_texts[:, 0], clip_images), search_ranks(clip_texts[:, -1], clip_images), None,
+                 search_ranks(clip_texts[:, 0], clip_images), search_ranks(clip_texts[:, -1], clip_images),
+                 None,
                  min(most, dialogues.problems.n_total), len(chosen))
 
 
 def find_by_story(model: Fromage, tower: VisionTower, world: WorldPaths, folder: str | Path) -> FoundRanks:
-    """Stories find their last picture among all that they have not shown: by its caption, and by all that came before."""
-    little, much, ranks = Context(1), Context(5, 4), []
+    """Stories find their last picture among all that they have not shown: by its caption,
+    and by all that came before."""
+    little = Context(1)
+    much = Context(5, 4)
+    ranks = []
     stories, _ = load_stories(world.vist_json, world.vist_images, "corrected", tower, folder)
-    queries, gallery = embed_contexts(model, stories, (little, much)), embed_pictures(model, stories.features)
+    queries = embed_contexts(model, stories, (little, much))
+    gallery = embed_pictures(model, stories.features)
     own, _ = load_stories(world.vist_json, world.vist_images, "corrected", ProjectedTower(tower), folder)
     clip, _ = clip_queries(tower, own)
     for data, found, images in ((stories, queries, gallery), (own, clip, own.features)):
@@ -197,26 +225,33 @@ class Grounded:
     controls: dict[str, Estimate | float]
 
 
-def found_claims(label: str, found: FoundRanks, contexts: tuple[str, str], least: float | None, seed: int) -> dict[str, Grounded]:
+def found_claims(label: str, found: FoundRanks, contexts: tuple[str, str], least: float | None,
+                 seed: int) -> dict[str, Grounded]:
     """The two lines of a search: R@10 with much context, and its gain over little."""
-    recalls, gain = found.recalls(seed=seed), found.gain(seed=seed)
+    recalls = found.recalls(seed=seed)
+    gain = found.gain(seed=seed)
     clip = {f"CLIP, {name}": recalls[which] for name, which in zip(contexts, ("clip_little", "clip_much"))}
     controls = {contexts[0]: recalls["little"]} | clip | {"chance": 1000 / found.gallery}
     return {f"{label}: R@10 after {contexts[1]}": Grounded(recalls["much"], least, controls),
-            f"{label}: R@10, {contexts[1]} - {contexts[0]}": Grounded(gain.difference, None, {"p": gain.p_value})}
+            f"{label}: R@10, {contexts[1]} - {contexts[0]}": Grounded(gain.difference, None,
+                                                                      {"p": gain.p_value})}
 
 
-def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequence[Truth], seed: int = 0) -> Grounded:
-    """R@1 of each image by its caption's embedding (N, q), in percent of the ceiling that ambiguous captions allow."""
+def search_claim(model: Fromage, texts: Tensor, features: Tensor, truths: Sequence[Truth],
+                 seed: int = 0) -> Grounded:
+    """R@1 of each image by its caption's embedding (N, q), in percent of the
+    ceiling that ambiguous captions allow."""
     ceiling = retrieval_ceiling([truth.told for truth in truths], [truth.scene.facts() for truth in truths])
     found = hits(search_ranks(texts, embed_pictures(model, features.numpy())), 1)
-    return Grounded(bootstrap(found / ceiling, seed=seed), 60.0, {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
+    return Grounded(bootstrap(found / ceiling, seed=seed), 60.0,
+                    {"R@1": bootstrap(found, seed=seed), "ceiling": 100 * ceiling,
                                                                 "chance": 100 / len(truths)})
 
 # %% ../../nbs/truth/00_claims.ipynb #1d3e7ce6
 def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, texts: Tensor, features: Tensor,
                      truths: Sequence[Truth], folder: str | Path, seed: int = 0) -> dict[str, Grounded]:
-    """Every claim, for validation images with features (N, V), caption embeddings (N, q) and truths; stores go below `folder`."""
+    """Every claim, for validation images with features (N, V), caption embeddings (N, q) and truths;
+    stores go below `folder`."""
     scenes = [truth.scene for truth in truths]
     captions = caption_controls(model, scenes, features, seed)
     claims = {f"captions: {name} of things named": Grounded(captions["image"][name], least, {
@@ -226,7 +261,8 @@ def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, text
     for things, least, label in ((1, 60.0, "one thing"), (2, 40.0, "two things")):
         accuracy = colour_accuracy(model, scenes, features, things, seed)
         claims[f"colour asked, {label}"] = Grounded(accuracy.pop("image"), least, accuracy)
-    dialogues, stories = find_by_dialogue(model, tower, world, folder), find_by_story(model, tower, world, folder)
+    dialogues = find_by_dialogue(model, tower, world, folder)
+    stories = find_by_story(model, tower, world, folder)
     claims |= found_claims("dialogue to image", dialogues, ("1 round", "10 rounds"), 25.0, seed)
     claims |= found_claims("story to image", stories, ("1 caption", "5 captions + 4 images"), None, seed)
     return claims
@@ -239,11 +275,13 @@ def claim_lines(claims: Mapping[str, Grounded]) -> tuple[list[str], list[list[st
         reached = "" if claim.least is None else "yes" if claim.value.value >= claim.least else "no"
         controls = "; ".join(f"{label} {value:.3g}" if isinstance(value, float) else f"{label} {value}"
                              for label, value in claim.controls.items())
-        lines.append([name, str(claim.value), "" if claim.least is None else f"{claim.least:.0f}", reached, controls])
+        lines.append([name, str(claim.value), "" if claim.least is None else f"{claim.least:.0f}", reached,
+                      controls])
     return ["claim", "value", "at least", "reached", "controls"], lines
 
 
 def claim_metrics(claims: Mapping[str, Grounded]) -> dict[str, dict]:
     """What the record keeps of the claims."""
-    return {name: {"value": claim.value} | ({} if claim.least is None else {"at least": claim.least}) | claim.controls
+    return {name: {"value": claim.value} | ({} if claim.least is None else {"at least": claim.least})
+            | claim.controls
             for name, claim in claims.items()}

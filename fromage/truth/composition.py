@@ -16,16 +16,18 @@ from torch import Tensor
 
 from ..core.metrics import Comparison, Estimate, bootstrap, paired_difference
 from ..mini.world import STYLES, Scene
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import build_prompt
 from ..model.retrieval import ImageIndex, build_index, embed_queries
-from ..networks.backbones import VisionTower
+from ..model.tokens import RET
+from ..networks.towers import VisionTower
 from .changes import ChangeOrder, chance_of_changes, judge_changes
 
 # %% ../../nbs/truth/05_composition.ipynb #8570d275
 def describe_scene(scene: Scene, style: str) -> str:
     """The asked image in the words of a caption."""
-    thing, opening = scene.things[0], "a pencil drawing of a" if style == "drawing" else "a photo of a"
+    thing = scene.things[0]
+    opening = "a pencil drawing of a" if style == "drawing" else "a photo of a"
     return f"{opening} {thing.colour} {thing.kind}"
 
 
@@ -35,25 +37,29 @@ def other_style(scene: Scene) -> str:
 
 
 @torch.no_grad()
-def composition_queries(model: Fromage, tower: VisionTower, scenes: Sequence[Scene], features: np.ndarray, clip: Tensor,
-                        orders: Sequence[ChangeOrder]) -> dict[str, tuple[Tensor, bool]]:
+def composition_queries(model: Fromage, tower: VisionTower, scenes: Sequence[Scene], features: np.ndarray,
+                        clip: Tensor, orders: Sequence[ChangeOrder]) -> dict[str, tuple[Tensor, bool]]:
     """Way -> queries of all orders, and whether they search CLIP's space.
 
     Features (N, V) and CLIP embeddings (N, P) are those of all images."""
     pictures = [torch.from_numpy(np.array(features[order.row], dtype=np.float32)) for order in orders]
     described = [describe_scene(scenes[order.row], other_style(scenes[order.row])) for order in orders]
-    read = {"FROMAGe, picture + words": [[picture, order.words + RET] for picture, order in zip(pictures, orders)],
+    read = {"FROMAGe, picture + words": [[picture, order.words + RET]
+                                         for picture, order in zip(pictures, orders)],
             "FROMAGe, picture described": [[text + RET] for text in described],
             "FROMAGe, picture alone": [[picture, RET] for picture in pictures]}
     found = {way: (embed_queries(model, [build_prompt(model, pieces) for pieces in prompts]), False)
              for way, prompts in read.items()}
-    images, texts = clip[[order.row for order in orders]], tower.encode_text([order.words for order in orders])[0].cpu()
-    found["CLIP, mean of picture and words"] = (F.normalize(images, dim=-1) + F.normalize(texts, dim=-1), True)
+    images = clip[[order.row for order in orders]]
+    texts = tower.encode_text([order.words for order in orders])[0].cpu()
+    found["CLIP, mean of picture and words"] = (F.normalize(images, dim=-1) + F.normalize(texts, dim=-1),
+                                                True)
     found["CLIP, picture described"] = (tower.encode_text(described)[0].cpu(), True)
     return found
 
 
-def answer_orders(model: Fromage, tower: VisionTower, ids: Sequence[str], scenes: Sequence[Scene], features: np.ndarray,
+def answer_orders(model: Fromage, tower: VisionTower, ids: Sequence[str], scenes: Sequence[Scene],
+                  features: np.ndarray,
                   clip: Tensor, orders: Sequence[ChangeOrder], k: int = 5) -> dict[str, Tensor]:
     """Way -> rows (N, k) of the best images for each order, the source excluded."""
     indexes = (build_index(model, ids, features), ImageIndex(ids, F.normalize(clip.float(), dim=-1)))
@@ -76,7 +82,8 @@ def composition_estimates(gallery: int, orders: Sequence[ChangeOrder], answers: 
     return table | {"chance": {"right": chance_of_changes(orders, gallery, seed)["right"]}}
 
 
-def composition_difference(orders: Sequence[ChangeOrder], answers: dict[str, Tensor], seed: int = 0) -> Comparison:
+def composition_difference(orders: Sequence[ChangeOrder], answers: dict[str, Tensor],
+                           seed: int = 0) -> Comparison:
     """FROMAGe minus CLIP's mean, both with picture and words, order by order."""
     ways = ("FROMAGe, picture + words", "CLIP, mean of picture and words")
     return paired_difference(*(judge_orders(orders, answers[way])["right"] for way in ways), seed=seed)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from ..core.metrics import Estimate, bootstrap
-from ..core.records import progress
+from ..core.progress import progress
 from ..mini.documents import NAMES
 from ..mini.world import KINDS, Scene, draw_scene, sample_scene
 from ..model.model import Fromage
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.scoring import score
-from ..networks.backbones import VisionTower
+from ..networks.towers import VisionTower
 
 # %% ../../nbs/truth/01_naming.ipynb #110f9198
 WORDINGS = ("as captions", "as read")
@@ -50,32 +50,43 @@ def make_episode(rng: random.Random, shots: int, wording: str = "as captions") -
         raise ValueError(f"wording = {wording!r}: allowed is {', '.join(WORDINGS)}")
     first, second, *words = rng.sample(KINDS, 4)
     words = words if wording == "as captions" else rng.sample(NAMES, 2)
-    examples = [(validation_scene(rng, kind), word) for kind, word in zip((first, second), words) for _ in range(shots)]
+    examples = [(validation_scene(rng, kind), word) for kind, word in zip((first, second), words)
+                for _ in range(shots)]
     rng.shuffle(examples)
     right = rng.randrange(2)
-    return Episode(tuple(examples), validation_scene(rng, (first, second)[right]), (words[0], words[1]), right)
+    return Episode(tuple(examples), validation_scene(rng, (first, second)[right]), (words[0], words[1]),
+                   right)
 
 # %% ../../nbs/truth/01_naming.ipynb #bd8c2ceb
-def naming_pieces(tower: VisionTower, episode: Episode, seed: int, wording: str = "as captions") -> list[Piece]:
-    """The interleaved prompt: images as features, each example's caption behind it, the last one unfinished."""
+def naming_pieces(tower: VisionTower, episode: Episode, seed: int,
+                  wording: str = "as captions") -> list[Piece]:
+    """The interleaved prompt: images as features, each example's caption behind it,
+    the last one unfinished."""
     scenes = [scene for scene, _ in episode.examples] + [episode.query]
-    pixels = torch.stack([tower.preprocess(draw_scene(scene, seed + place)) for place, scene in enumerate(scenes)])
+    pixels = torch.stack([tower.preprocess(draw_scene(scene, seed + place))
+                          for place, scene in enumerate(scenes)])
     shape, begun = ("a {}\n", "a") if wording == "as captions" else ("{}.", "")
     captions = [shape.format(word) for _, word in episode.examples] + [begun]
     return [piece for pair in zip(tower.encode(pixels).float().cpu(), captions) for piece in pair]
 
 
-def naming_prompt(model: Fromage, tower: VisionTower, episode: Episode, seed: int, wording: str = "as captions") -> Prompt:
-    """The prompt of an episode; `as read` begins every text with the token that began it in the texts read."""
-    return build_prompt(model, naming_pieces(tower, episode, seed, wording), bos="first" if wording == "as captions" else "every")
+def naming_prompt(model: Fromage, tower: VisionTower, episode: Episode, seed: int,
+                  wording: str = "as captions") -> Prompt:
+    """The prompt of an episode; `as read` begins every text with the token that
+    began it in the texts read."""
+    return build_prompt(model, naming_pieces(tower, episode, seed, wording),
+                        bos="first" if wording == "as captions" else "every")
 
 
 def naming_hits(model: Fromage, tower: VisionTower, shots: int, episodes: int = 100, seed: int = 0,
                 wording: str = "as captions") -> np.ndarray:
-    """100 for each episode in which the right word is the more likely one, else 0: (episodes,); ties are wrong."""
+    """100 for each episode in which the right word is the more likely one, else 0: (episodes,);
+    ties are wrong."""
     if shots < 0 or episodes < 1:
-        raise ValueError(f"shots = {shots}, episodes = {episodes}: allowed are shots from 0 and episodes from 1")
-    rng, found = random.Random(f"naming {seed} {shots}"), []
+        raise ValueError(f"shots = {shots}, episodes = {episodes}: allowed are shots from 0 and episodes "
+                         "from 1")
+    rng = random.Random(f"naming {seed} {shots}")
+    found = []
     for number in progress(range(episodes), label=f"episodes of {shots} shots"):
         episode = make_episode(rng, shots, wording)
         prompt = naming_prompt(model, tower, episode, seed + 1000 * number, wording)

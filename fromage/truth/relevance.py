@@ -31,7 +31,8 @@ from ..vist.telling import CONDITIONS, HUMAN, Telling
 MENTION = re.compile(rf"\b(?:({'|'.join(SIZES)}) )?{THING.pattern}")
 SCENE_WORDS = re.compile(rf"\b({'|'.join([*GROUNDS, *STYLES, 'alone'])})\b")
 PLACED = re.compile(r"\b(?:on|at|in) the (left|right|top|bottom|middle)\b")
-RELATIONS = {"to the left of": ("left", "right"), "to the right of": ("right", "left"), "above": ("top", "bottom"),
+RELATIONS = {"to the left of": ("left", "right"), "to the right of": ("right", "left"),
+             "above": ("top", "bottom"),
              "over": ("top", "bottom"), "below": ("bottom", "top"), "under": ("bottom", "top")}
 RELATED = re.compile(rf"\b({'|'.join(RELATIONS)})\b")
 PRONOUN = re.compile(r"\b(it|they)\b")
@@ -39,7 +40,8 @@ PRONOUN = re.compile(r"\b(it|they)\b")
 
 @dataclass(frozen=True)
 class Judgement:
-    """How many facts are right, wrong, and not visible; how many pronouns there are, and how many can be resolved."""
+    """How many facts are right, wrong, and not visible; how many pronouns there are,
+    and how many can be resolved."""
     right: int = 0
     wrong: int = 0
     hidden: int = 0
@@ -64,7 +66,8 @@ def claims(text: str, scene: Scene, hero: str) -> list[bool | None]:
     named = list(MENTION.finditer(text))
     for mention in named:
         thing = find_thing(scene, mention[3])
-        own = [] if thing is None else [told == true for told, true in ((mention[1], thing.size), (mention[2], thing.colour))
+        own = [] if thing is None else [told == true for told, true in ((mention[1], thing.size),
+                                                                        (mention[2], thing.colour))
                                         if told]
         found += [None] if thing is None else [True, *own]
     single = {"alone"} if len(scene.things) == 1 else set()
@@ -73,12 +76,14 @@ def claims(text: str, scene: Scene, hero: str) -> list[bool | None]:
         found += placed_rightly(scene, [last_kind(text, named, place.start(), hero)], [place[1]])
     for relation in RELATED.finditer(text):
         behind = next((mention[3] for mention in named if mention.start() >= relation.end()), "")
-        found += placed_rightly(scene, [last_kind(text, named, relation.start(), hero), behind], RELATIONS[relation[1]])
+        found += placed_rightly(scene, [last_kind(text, named, relation.start(), hero), behind],
+                                RELATIONS[relation[1]])
     return found
 
 
 def last_kind(text: str, named: Sequence[re.Match], end: int, hero: str) -> str:
-    """The kind that the words before `end` speak of: the last one named, or the hero where a pronoun comes later."""
+    """The kind that the words before `end` speak of: the last one named,
+    or the hero where a pronoun comes later."""
     kinds = [(mention.start(), mention[3]) for mention in named if mention.start() < end]
     kinds += [(pronoun.start(), hero) for pronoun in PRONOUN.finditer(text, 0, end)]
     return max(kinds, default=(0, ""))[1]
@@ -87,13 +92,16 @@ def last_kind(text: str, named: Sequence[re.Match], end: int, hero: str) -> str:
 def placed_rightly(scene: Scene, kinds: Sequence[str], places: Sequence[str]) -> list[bool]:
     """Whether the things stand at these places, as one fact; none where a thing is not in the scene."""
     things = [find_thing(scene, kind) for kind in kinds]
-    return [] if None in things else [all(thing.place == place for thing, place in zip(things, places, strict=True))]
+    return [] if None in things else [all(thing.place == place
+                                          for thing, place in zip(things, places, strict=True))]
 
 # %% ../../nbs/truth/03_relevance.ipynb #5e8c77b1
 def judge_sentence(text: str, scene: Scene, before: Sequence[str] = ()) -> Judgement:
     """Counts of one sentence about a scene; `before` is what was told earlier and shown to its writer."""
     text = text.lower()
-    hero, resolved, pronouns = told_hero(before), 0, list(PRONOUN.finditer(text))
+    hero = told_hero(before)
+    resolved = 0
+    pronouns = list(PRONOUN.finditer(text))
     for pronoun in pronouns:
         named = hero or told_hero([text[:pronoun.start()]])
         resolved += find_thing(scene, named) is not None and (pronoun[1] == "it" or len(scene.things) > 1)
@@ -103,7 +111,8 @@ def judge_sentence(text: str, scene: Scene, before: Sequence[str] = ()) -> Judge
 
 def judge_telling(telling: Telling, scenes: Sequence[Scene]) -> Judgement:
     """The sum over the sentences that a system wrote; `scenes` are those of the story's five pictures."""
-    first, counts = len(telling.sentences) - telling.wrote, []
+    first = len(telling.sentences) - telling.wrote
+    counts = []
     reads = telling.condition == HUMAN or CONDITIONS[telling.condition].sentences
     for place in range(first, len(telling.sentences)):
         before = telling.sentences[:place] if reads else ()
@@ -121,11 +130,13 @@ def read_scenes(path: str | Path) -> dict[str, Scene]:
         truths = json.loads(resolve_path(path).read_text(encoding="utf-8"))
         return {name: scene_from_truth(truth) for name, truth in truths.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no table of scenes ({error}); allowed is the miniature world's truth.json") from None
+        raise ValueError(f"{path}: no table of scenes ({error}); allowed is the miniature world's "
+                         "truth.json") from None
 
 
 def scene_words(stories: str | Path) -> dict[str, str]:
-    """Image id -> its scene told in full, by the truth file beside a story file; empty where there is none."""
+    """Image id -> its scene told in full, by the truth file beside a story file;
+    empty where there is none."""
     path = resolve_path(stories).with_name("truth.json")
     scenes = read_scenes(path) if path.is_file() else {}
     return {name: caption(random.Random(name), scene, whole=True).text for name, scene in scenes.items()}
@@ -133,10 +144,13 @@ def scene_words(stories: str | Path) -> dict[str, str]:
 
 def story_values(tellings: Sequence[Telling], scenes: Mapping[str, Scene]) -> dict[str, np.ndarray]:
     """Measure -> value of each story (N,), nan where it has none."""
-    counts = np.array([astuple(judge_telling(each, [scenes[name] for name in each.images])) for each in tellings], float)
-    facts, pronouns = counts[:, :3].sum(1), counts[:, 3]
+    counts = np.array([astuple(judge_telling(each, [scenes[name] for name in each.images]))
+                       for each in tellings], float)
+    facts = counts[:, :3].sum(1)
+    pronouns = counts[:, 3]
     with np.errstate(invalid="ignore"):
-        values = dict(zip(SHARES, 100 * counts[:, :3].T / facts)) | {"pronouns resolved (%)": 100 * counts[:, 4] / pronouns}
+        values = dict(zip(SHARES, 100 * counts[:, :3].T / facts)) | {"pronouns resolved (%)": 100 * counts[:,
+                                                                                                           4] / pronouns}
     wrote = np.array([each.wrote for each in tellings])
     return values | {"right facts a sentence": counts[:, 0] / wrote}
 
@@ -146,19 +160,25 @@ def relevance_rows(tellings: Sequence[Telling], scenes: Mapping[str, Scene], see
     rows = {}
     for system in dict.fromkeys(each.system for each in tellings):
         own = [each for each in tellings if each.system == system]
-        rows[system] = {name: None if np.isnan(values).all() else bootstrap(values, [each.album for each in own], seed)
+        rows[system] = {name: None if np.isnan(values).all()
+                        else bootstrap(values, [each.album for each in own], seed)
                         for name, values in story_values(own, scenes).items()}
     return rows
 
 # %% ../../nbs/truth/03_relevance.ipynb #95748db1
-def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene], pairs: Sequence[tuple[str, str]],
+def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene],
+                    pairs: Sequence[tuple[str, str]],
                     measure: str = SHARES[0], seed: int = 0) -> dict[str, dict[str, Estimate | float]]:
-    """`a minus b` -> paired difference of a measure over stories that both told, p-value, and that after Holm's correction."""
-    by_system = {name: {each.story: each for each in tellings if each.system == name} for pair in pairs for name in pair}
-    stories = [name for name in next(iter(by_system.values()), {}) if all(name in told for told in by_system.values())]
+    """`a minus b` -> paired difference of a measure over stories that both told, p-value,
+    and that after Holm's correction."""
+    by_system = {name: {each.story: each for each in tellings if each.system == name} for pair in pairs
+                 for name in pair}
+    stories = [name for name in next(iter(by_system.values()), {})
+               if all(name in told for told in by_system.values())]
     if not stories:
         raise ValueError(f"{', '.join(by_system) or 'no pair'}: no story that all of these systems told")
-    values = {name: story_values([told[story] for story in stories], scenes)[measure] for name, told in by_system.items()}
+    values = {name: story_values([told[story] for story in stories], scenes)[measure]
+              for name, told in by_system.items()}
     albums = [next(iter(by_system.values()))[story].album for story in stories]
     return compare_pairs(values, pairs, albums, seed)
 
@@ -168,8 +188,10 @@ def relevance_lines(rows: EstimateRows) -> tuple[list[str], list[list[str]]]:
     measures = list(next(iter(rows.values()), {}))
     lines = [[name, *(format_value(row[each]) for each in measures)] for name, row in rows.items()]
     return ["programmatic relevance", *measures], lines
-def condition_pairs(models: Sequence[str], conditions: Sequence[str], decodings: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of systems that `compare_systems` is for: two conditions of a last sentence, of one model and decoding."""
+def condition_pairs(models: Sequence[str], conditions: Sequence[str],
+                    decodings: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of systems that `compare_systems` is for: two conditions of a last sentence,
+    of one model and decoding."""
     single = [name for name in conditions if CONDITIONS[name].given]
     return [tuple(f"{model}, {name}, {decoding}" for name in pair)
             for model in models for decoding in decodings for pair in itertools.combinations(single, 2)]

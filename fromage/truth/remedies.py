@@ -18,17 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.config import Config, change
+from ..core.config import Config
 from ..core.metrics import Estimate, bootstrap
+from ..core.presets import change
 from ..mini.language import caption
 from ..mini.world import Scene
 from ..model.checkpoint import load_model, new_model
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import Piece, build_prompt
 from ..model.retrieval import build_index, embed_queries
-from ..model.training import fit, make_pairs
-from ..networks.backbones import VisionTower
+from ..model.steps import make_pairs
+from ..model.tokens import RET
+from ..model.training import fit
 from ..networks.splits import Split
+from ..networks.towers import VisionTower
 from .changes import ChangeOrder, judge_changes
 from .claims import Truth
 from .composition import describe_scene, other_style
@@ -37,10 +40,13 @@ from .composition import describe_scene, other_style
 def probe_hits(vectors: np.ndarray, labels: Sequence[str], ridge: float = 1.0, seed: int = 0) -> np.ndarray:
     """100 where a linear probe that has not seen a vector (N, D) tells its label, else 0: (N,)."""
     names, classes = np.unique(labels, return_inverse=True)
-    folds, hit = np.random.default_rng(seed).permutation(len(classes)) % 5, np.zeros(len(classes))
+    folds = np.random.default_rng(seed).permutation(len(classes)) % 5
+    hit = np.zeros(len(classes))
     for fold in range(5):
-        seen, unseen = folds != fold, folds == fold
-        mean, scale = vectors[seen].mean(0), vectors[seen].std(0) + 1e-9
+        seen = folds != fold
+        unseen = folds == fold
+        mean = vectors[seen].mean(0)
+        scale = vectors[seen].std(0) + 1e-9
         read, asked = (np.column_stack([(vectors[rows] - mean) / scale, np.ones(rows.sum())])
                        for rows in (seen, unseen))
         weights = np.linalg.solve(read.T @ read + ridge * np.eye(read.shape[1]),
@@ -58,7 +64,8 @@ def variance_share(vectors: np.ndarray, labels: Sequence[str]) -> float:
 
 def probe_rows(spaces: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]],
                seed: int = 0) -> dict[str, dict[str, Estimate | float]]:
-    """`property, space` -> what a probe reads, the most frequent label and the variance between labels, in percent."""
+    """`property, space` -> what a probe reads, the most frequent label and the variance between labels,
+    in percent."""
     return {f"{name}, {space}": {
         "probe": bootstrap(probe_hits(vectors, each, seed=seed), seed=seed),
         "most frequent": 100 * float(np.unique(each, return_counts=True)[1].max()) / len(each),
@@ -86,7 +93,8 @@ def mean_queries(*queries: Tensor) -> Tensor:
 
 def form_rates(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrder], scenes: Sequence[Scene],
                seed: int = 0) -> dict[str, dict[str, Estimate]]:
-    """Form of orders about style -> right, asked, kept (%), among images with features (N, V) and scenes (N)."""
+    """Form of orders about style -> right, asked, kept (%), among images with
+    features (N, V) and scenes (N)."""
     index = build_index(model, [str(row) for row in range(len(features))], features)
     pictures = torch.from_numpy(np.array(features[[order.row for order in orders]], np.float32))
     pieces = [order_forms(picture, order.words) for picture, order in zip(pictures, orders)]
@@ -98,7 +106,8 @@ def form_rates(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrde
     styles = [other_style(scenes[order.row]) for order in orders]
     said = [describe_scene(scenes[order.row], style) + RET for order, style in zip(orders, styles)]
     queries["picture described"] = embed_queries(model, [build_prompt(model, [text]) for text in said])
-    images, drawn = index.embeddings.float(), torch.tensor([scene.style == "drawing" for scene in scenes])
+    images = index.embeddings.float()
+    drawn = torch.tensor([scene.style == "drawing" for scene in scenes])
     apart = images[drawn].mean(0) - images[~drawn].mean(0)
     signs = torch.tensor([1.0 if style == "drawing" else -1.0 for style in styles])
     queries["picture alone, shifted"] = F.normalize(queries["picture alone"] + signs[:, None] * apart, dim=-1)
@@ -109,13 +118,15 @@ def form_rates(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrde
 # %% ../../nbs/truth/06_remedies.ipynb #4e3ed012
 def name_styles(captions: Sequence[str], truths: Sequence[Truth], share: float, seed: int = 0) -> list[str]:
     """Captions with a share of those that do not name the style of their scene drawn anew until they do."""
-    rng, told = random.Random(f"styles {seed}"), []
+    rng = random.Random(f"styles {seed}")
+    told = []
     for text, truth in zip(captions, truths, strict=True):
         facts = truth.told
         if rng.random() < share:
             while truth.scene.style not in facts:
                 said = caption(rng, truth.scene)
-                text, facts = said.text, said.facts
+                text = said.text
+                facts = said.facts
         told.append(text)
     return told
 
@@ -130,7 +141,8 @@ class Remedy:
 REMEDIES = {"as shipped": Remedy(), "style in two captions of three": Remedy(share=0.5),
             "style in every caption": Remedy(share=1.0),
             "style in every caption, queries joined": Remedy({"retrieval_concat_probability": 0.5}, 1.0),
-            "queries joined": Remedy({"retrieval_concat_probability": 0.5}), "k = 1": Remedy({"visual_tokens": 1}),
+            "queries joined": Remedy({"retrieval_concat_probability": 0.5}),
+            "k = 1": Remedy({"visual_tokens": 1}),
             "k = 8": Remedy({"visual_tokens": 8}), "q = 256": Remedy({"retrieval_dim": 256}),
             "contrastive loss x 3": Remedy({"contrastive_weight": 3.0})}
 
@@ -138,11 +150,13 @@ REMEDIES = {"as shipped": Remedy(), "style in two captions of three": Remedy(sha
 def train_remedy(config: Config, remedy: Remedy, tower: VisionTower, train: tuple[Split, Sequence[Truth]],
                  validation: tuple[Split, Sequence[Truth]], folder: str | Path) -> Fromage:
     """The model after a remedy's training; each split with its truths, and `folder` keeps the weights."""
-    config, pairs = change(config, **remedy.changes), []
+    config = change(config, **remedy.changes)
+    pairs = []
     model = new_model(config, tower.width)
     for split, truths in (train, validation):
         captions = name_styles(split.store.captions, truths, remedy.share, config.seed)
-        pairs.append(make_pairs(model.vocabulary, split.store.features, captions, config.data.max_caption_tokens,
+        pairs.append(make_pairs(model.vocabulary, split.store.features, captions,
+                                config.data.max_caption_tokens,
                                 f"{split.store.content}, style {remedy.share}"))
     run = fit(model, *pairs, config, folder, True, tower.fingerprint)
     return load_model(run.best_path, config.device, model.language_model, model.vocabulary.tokenizer)

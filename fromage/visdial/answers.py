@@ -20,16 +20,17 @@ from torch import Tensor
 
 from ..core.journals import Journal
 from ..core.metrics import Estimate, bootstrap, compare_pairs, hits, ndcg, ranks, reciprocal_ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..model.model import Fromage
 from ..model.prompts import Prompt, build_prompt, continue_text, show_prompt
 from ..model.scoring import ReadPrompt, sum_log_probabilities
-from ..networks.features import FeatureStore
+from ..networks.stores import FeatureStore
 from .dialogues import OPTIONS, ROUNDS, VisualDialogue, DialogueSet
 
 # %% ../../nbs/visdial/01_answers.ipynb #d5bbdc48
 class Beginning(NamedTuple):
-    """Where a candidate begins: behind a lone blank or in running text, and whether the token that begins texts comes first."""
+    """Where a candidate begins: behind a lone blank or in running text,
+    and whether the token that begins texts comes first."""
     boundary: bool = False
     extra_bos: bool = False
 
@@ -54,26 +55,32 @@ CORRECTED = AnswerProtocol()
 PUBLISHED = AnswerProtocol(next_token=False, extra_bos=True, right_round=False, squash=True, boundary=True)
 ANSWER_PROTOCOLS = {"corrected": CORRECTED, "published": PUBLISHED}
 DEFECTS = {"next_token": "judged by the state at the token", "extra_bos": "`</s>` before candidates",
-           "right_round": "NDCG of the round behind", "squash": "squashed images", "boundary": "a lone blank before candidates"}
+           "right_round": "NDCG of the round behind", "squash": "squashed images",
+           "boundary": "a lone blank before candidates"}
 CHOICES = {"option: mean over tokens": AnswerProtocol(per_token=True)}
 
 
 def protocol_variants() -> dict[str, AnswerProtocol]:
-    """Protocols worth comparing: corrected, each defect alone, published, published with each defect repaired, the option."""
+    """Protocols worth comparing: corrected, each defect alone, published,
+    published with each defect repaired, the option."""
     found = {"corrected": CORRECTED}
-    found |= {f"+ {words}": replace(CORRECTED, **{name: getattr(PUBLISHED, name)}) for name, words in DEFECTS.items()}
+    found |= {f"+ {words}": replace(CORRECTED, **{name: getattr(PUBLISHED, name)})
+              for name, words in DEFECTS.items()}
     found |= {"published": PUBLISHED}
-    found |= {f"published - {words}": replace(PUBLISHED, **{name: getattr(CORRECTED, name)}) for name, words in DEFECTS.items()}
+    found |= {f"published - {words}": replace(PUBLISHED, **{name: getattr(CORRECTED, name)})
+              for name, words in DEFECTS.items()}
     return found | CHOICES
 
 # %% ../../nbs/visdial/01_answers.ipynb #6143e9d6
-BEGINNINGS = tuple(Beginning(boundary, extra_bos) for boundary in (False, True) for extra_bos in (False, True))
+BEGINNINGS = tuple(Beginning(boundary, extra_bos) for boundary in (False, True)
+                   for extra_bos in (False, True))
 SQUASHED, CROPPED = range(2)  # the things in the image's place: the image prepared in two ways
 LENGTH_SUMS = -1  # the last part of the sums
 
 
 def part_number(place: int, next_token: bool = True) -> int:
-    """Which part holds the sums after the thing number `place`, each token judged by the state before it or at it."""
+    """Which part holds the sums after the thing number `place`,
+    each token judged by the state before it or at it."""
     return 2 * place + (0 if next_token else 1)
 def question_text(dialogue: VisualDialogue, at: int) -> str:
     """The dialogue up to the question of round `at` (from 0), ending in `A: `."""
@@ -82,25 +89,30 @@ def question_text(dialogue: VisualDialogue, at: int) -> str:
 
 # %% ../../nbs/visdial/01_answers.ipynb #6143e9d7
 class AnswerScorer:
-    """Scores all candidates of a dialogue from some beginnings; each thing in the image's place keeps a context of its own."""
+    """Scores all candidates of a dialogue from some beginnings; each place of an image keeps its context."""
 
-    def __init__(self, model: Fromage, tokens_per_pass: int = 1024, beginnings: Sequence[Beginning] = BEGINNINGS):
-        self.model, self.tokens_per_pass, self.beginnings = model, tokens_per_pass, beginnings
+    def __init__(self, model: Fromage, tokens_per_pass: int = 1024,
+                 beginnings: Sequence[Beginning] = BEGINNINGS):
+        self.model = model
+        self.tokens_per_pass = tokens_per_pass
+        self.beginnings = beginnings
         self.contexts: dict[int, ReadPrompt] = {}
 
     def split(self, text: str, option: str, beginning: Beginning) -> tuple[list[int], list[int]]:
         """The ids of the text's last line before a candidate, and the candidate's, with such a beginning."""
-        vocabulary, line = self.model.vocabulary, text[text.rfind("\n") + 1:]
+        vocabulary = self.model.vocabulary
+        line = text[text.rfind("\n") + 1:]
         if beginning.boundary:
-            before, behind = vocabulary.encode(line, bos=False), vocabulary.encode(option, bos=False)
+            before, behind = (vocabulary.encode(part, bos=False) for part in (line, option))
         else:
             before, behind = continue_text(vocabulary, line, option)
         return before, [vocabulary.bos_id, *behind] if beginning.extra_bos else behind
 
-    def score_round(self, text: str, options: Sequence[str], places: Sequence[Tensor | str | None]) -> np.ndarray:
+    def score_round(self, text: str, options: Sequence[str],
+                    places: Sequence[Tensor | str | None]) -> np.ndarray:
         """Sums and lengths (beginnings, parts, N) of candidates after each of the `places` and `text`.
 
-        In an image's place stands its features (V,), words, or nothing; parts as `part_number` counts, then the lengths."""
+        An image's place holds its features (V,), words, or nothing; `part_number` counts the parts."""
         encode = self.model.vocabulary.encode
         line = encode(text[text.rfind("\n") + 1:], bos=False)
         split = [self.split(text, option, beginning) for beginning in self.beginnings for option in options]
@@ -112,8 +124,10 @@ class AnswerScorer:
         sums[:, LENGTH_SUMS] = np.reshape([len(behind) for _, behind in split], (len(self.beginnings), -1))
         for number, place in enumerate(places):
             begin = Prompt([], []) if place is None else build_prompt(self.model, [place])
-            context = self.contexts.setdefault(number, ReadPrompt(self.model)).read(Prompt(begin.ids + ids, begin.features))
-            before_token, at_token = sum_log_probabilities(context, sequences, skips, (1, 0), self.tokens_per_pass)
+            reader = self.contexts.setdefault(number, ReadPrompt(self.model))
+            context = reader.read(Prompt(begin.ids + ids, begin.features))
+            before_token, at_token = sum_log_probabilities(context, sequences, skips, (1, 0),
+                                                           self.tokens_per_pass)
             sums[:, part_number(number)] = before_token.view(len(self.beginnings), -1).numpy()
             sums[:, part_number(number, next_token=False)] = at_token.view(len(self.beginnings), -1).numpy()
         return sums
@@ -124,8 +138,10 @@ class AnswerScorer:
                          for at, each in enumerate(dialogue.rounds)])
 
 # %% ../../nbs/visdial/01_answers.ipynb #5e88b3f0
-def show_question(model: Fromage, dialogue: VisualDialogue, at: int, option: str, image: Tensor, protocol: AnswerProtocol) -> str:
-    """The tokens read before a candidate of round `at` (from 0), an arrow, and the tokens scored; image features (V,)."""
+def show_question(model: Fromage, dialogue: VisualDialogue, at: int, option: str, image: Tensor,
+                  protocol: AnswerProtocol) -> str:
+    """The tokens read before a candidate of round `at` (from 0), an arrow, and the tokens scored;
+    image features (V,)."""
     text = question_text(dialogue, at)
     before, behind = AnswerScorer(model).split(text, option, protocol.beginning)
     prompt = build_prompt(model, [image, text[:text.rfind("\n") + 1]])
@@ -139,7 +155,8 @@ def usable_dialogues(found: DialogueSet, *stores: FeatureStore) -> list[VisualDi
     there = set.intersection(*(set(store.ids) for store in stores))
     usable = [each for each in found.dialogues if str(each.image_id) in there]
     if not usable:
-        raise ValueError(f"none of {len(found.dialogues)} dialogues has its image; {len(there)} images could be read")
+        raise ValueError(f"none of {len(found.dialogues)} dialogues has its image; {len(there)} images "
+                         "could be read")
     return usable
 
 
@@ -147,19 +164,23 @@ def check_answered(found: DialogueSet) -> None:
     """ValueError where a split hides its answers, so that nothing can be ranked."""
     hidden = [each.image_id for each in found.dialogues if any(part.right is None for part in each.rounds)]
     if hidden:
-        raise ValueError(f"split {found.split!r} hides answers (image {hidden[0]}); allowed is one with them, as val2018 is")
+        raise ValueError(f"split {found.split!r} hides answers (image {hidden[0]}); allowed is one with "
+                         "them, as val2018 is")
 
 # %% ../../nbs/visdial/01_answers.ipynb #17d8da3a
-def score_answers(model: Fromage, dialogues: Sequence[VisualDialogue], squashed: FeatureStore, cropped: FeatureStore,
-                  journal: Journal, tokens_per_pass: int = 1024) -> np.ndarray:
-    """Sums (N, rounds, beginnings, parts, 100) of dialogues whose images both stores hold, in order; continues a journal."""
+def score_answers(model: Fromage, dialogues: Sequence[VisualDialogue], squashed: FeatureStore,
+                  cropped: FeatureStore, journal: Journal, tokens_per_pass: int = 1024) -> np.ndarray:
+    """Sums (N, rounds, beginnings, parts, 100) of dialogues whose images both stores hold, in order;
+    continues a journal."""
     scorer = AnswerScorer(model, tokens_per_pass)
     rows = [{name: row for row, name in enumerate(store.ids)} for store in (squashed, cropped)]
     missing = [each for each in dialogues if str(each.image_id) not in journal.arrays]
     for dialogue in progress(missing, label="dialogues scored"):
         name = str(dialogue.image_id)
-        pair = [np.asarray(store.features[row[name]], np.float32) for store, row in zip((squashed, cropped), rows)]
-        journal.append(name, scorer.score_dialogue(dialogue, torch.from_numpy(np.stack(pair)).to(model.device)))
+        pair = [np.asarray(store.features[row[name]], np.float32)
+                for store, row in zip((squashed, cropped), rows)]
+        journal.append(name, scorer.score_dialogue(dialogue,
+                                                   torch.from_numpy(np.stack(pair)).to(model.device)))
     return np.stack([journal.arrays[str(each.image_id)] for each in dialogues])
 
 
@@ -172,17 +193,20 @@ def choose_scores(sums: np.ndarray, protocol: AnswerProtocol) -> np.ndarray:
 # %% ../../nbs/visdial/01_answers.ipynb #76ce15d4
 @dataclass(frozen=True)
 class AnswerValues:
-    """Values of N dialogues: ranks (10 N,) with their dialogues' numbers, NDCG (M,) of annotated rounds with theirs."""
+    """Values of N dialogues: ranks (10 N,) with their dialogues' numbers,
+    NDCG (M,) of annotated rounds with theirs."""
     ranks: np.ndarray
     rank_groups: np.ndarray
     ndcg: np.ndarray
     ndcg_groups: np.ndarray
 
 
-def annotated_rows(dialogues: Sequence[VisualDialogue], found: DialogueSet) -> list[tuple[int, int, list[float]]]:
+def annotated_rows(dialogues: Sequence[VisualDialogue],
+                   found: DialogueSet) -> list[tuple[int, int, list[float]]]:
     """(number of the dialogue, round from 1, relevances) of every annotated round of these dialogues."""
     number_of = {each.image_id: number for number, each in enumerate(dialogues)}
-    return sorted((number_of[image], at, values) for (image, at), values in found.relevance.items() if image in number_of)
+    return sorted((number_of[image], at, values) for (image, at), values in found.relevance.items()
+                  if image in number_of)
 
 
 def answer_values(scores: np.ndarray, dialogues: Sequence[VisualDialogue], found: DialogueSet,
@@ -198,42 +222,54 @@ def answer_values(scores: np.ndarray, dialogues: Sequence[VisualDialogue], found
     if inside.any():
         relevance = np.array([relevances for _, _, relevances in annotated])[inside]
         values[inside] = ndcg(flat[rows[inside]], relevance)
-    return AnswerValues(ranks(flat, right), numbers, values, np.array([number for number, _, _ in annotated], int))
+    return AnswerValues(ranks(flat, right), numbers, values,
+                        np.array([number for number, _, _ in annotated], int))
 
 
-def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0, samples: int = 2000) -> dict[str, Estimate]:
-    """NDCG, MRR, R@1, R@5, R@10 and the mean rank with intervals by dialogue, from all that the files hold."""
-    shared = {"groups": values.rank_groups, "seed": seed, "samples": samples, "n_total": ROUNDS * found.problems.n_total}
+def answer_estimates(values: AnswerValues, found: DialogueSet, seed: int = 0,
+                     samples: int = 2000) -> dict[str, Estimate]:
+    """NDCG, MRR, R@1, R@5, R@10 and the mean rank with intervals by dialogue,
+    from all that the files hold."""
+    shared = {"groups": values.rank_groups, "seed": seed, "samples": samples,
+              "n_total": ROUNDS * found.problems.n_total}
     table = {}
     if np.isfinite(values.ndcg).any():
-        table["NDCG"] = bootstrap(values.ndcg, values.ndcg_groups, seed, samples, n_total=found.dense_problems.n_total)
+        table["NDCG"] = bootstrap(values.ndcg, values.ndcg_groups, seed, samples,
+                                  n_total=found.dense_problems.n_total)
     table["MRR"] = bootstrap(reciprocal_ranks(values.ranks), **shared)
     table |= {f"R@{k}": bootstrap(hits(values.ranks, k), **shared) for k in (1, 5, 10)}
     return table | {"mean rank": bootstrap(values.ranks, **shared)}
 
 # %% ../../nbs/visdial/01_answers.ipynb #72664bc1
-def compare_protocols(sums: np.ndarray, dialogues: Sequence[VisualDialogue], found: DialogueSet, seed: int = 0,
-                      samples: int = 2000) -> dict[str, dict]:
-    """For every variant its metrics, and each metric's difference from `corrected` with Holm's p-values over the variants."""
+def compare_protocols(sums: np.ndarray, dialogues: Sequence[VisualDialogue], found: DialogueSet,
+                      seed: int = 0, samples: int = 2000) -> dict[str, dict]:
+    """For every variant its metrics, and each metric's difference from `corrected`
+    with Holm's p-values over the variants."""
     values = {name: answer_values(choose_scores(sums, each), dialogues, found, each)
               for name, each in protocol_variants().items()}
-    table, first = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}, values["corrected"]
-    of_ranks = {"MRR": reciprocal_ranks, **{f"R@{k}": partial(hits, k=k) for k in (1, 5, 10)}, "mean rank": np.asarray}
+    table = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}
+    first = values["corrected"]
+    of_ranks = {"MRR": reciprocal_ranks, **{f"R@{k}": partial(hits, k=k) for k in (1, 5, 10)},
+                "mean rank": np.asarray}
     series = {metric: ({name: value(each.ranks) for name, each in values.items()}, first.rank_groups,
                        ROUNDS * found.problems.n_total) for metric, value in of_ranks.items()}
-    series["NDCG"] = ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()}, first.ndcg_groups,
+    series["NDCG"] = ({name: each.ndcg for name, each in values.items() if np.isfinite(each.ndcg).any()},
+                      first.ndcg_groups,
                       found.dense_problems.n_total)
     for metric, (by_name, groups, total) in series.items():
         pairs = [(name, "corrected") for name in by_name if name != "corrected" and "corrected" in by_name]
-        for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples, total).values()):
-            table[name] |= {f"{metric} - corrected": each["difference"], f"{metric} p (Holm)": each["p (Holm)"]}
+        for (name, _), each in zip(pairs, compare_pairs(by_name, pairs, groups, seed, samples,
+                                                        total).values()):
+            table[name] |= {f"{metric} - corrected": each["difference"],
+                            f"{metric} p (Holm)": each["p (Holm)"]}
     return table
 
 
 def chance_metrics(dialogues: Sequence[VisualDialogue], found: DialogueSet) -> dict[str, float]:
     """The metrics of a random order, in expectation."""
     places = np.arange(1, OPTIONS + 1)
-    table = {"MRR": float(100 * np.mean(1 / places)), "R@1": 100 / OPTIONS, "R@5": 500 / OPTIONS, "R@10": 1000 / OPTIONS,
+    table = {"MRR": float(100 * np.mean(1 / places)), "R@1": 100 / OPTIONS, "R@5": 500 / OPTIONS,
+             "R@10": 1000 / OPTIONS,
              "mean rank": (OPTIONS + 1) / 2}
     relevance = np.array([values for _, _, values in annotated_rows(dialogues, found)]).reshape(-1, OPTIONS)
     discount = np.where(places <= (relevance > 0).sum(1, keepdims=True), 1 / np.log2(places + 1), 0)

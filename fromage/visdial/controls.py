@@ -15,19 +15,23 @@ from torch import Tensor
 
 from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference, reciprocal_ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..model.model import Fromage
 from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number
 from .dialogues import VisualDialogue, DialogueSet
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a006
-IMAGE, NOTHING, OTHER, CAPTION_WORDS = "the image", "nothing", "another dialogue's image", "the caption, in words"
+IMAGE = "the image"
+NOTHING = "nothing"
+OTHER = "another dialogue's image"
+CAPTION_WORDS = "the caption, in words"
 REPLACEMENTS = (NOTHING, OTHER, CAPTION_WORDS)
 
 
-def score_places(model: Fromage, dialogues: Sequence[VisualDialogue], others: Sequence[Tensor], journal: Journal,
-                 tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
-    """Scores (N, rounds, 100) with each of `PLACES` in the image's place; others: another image's features (V,)."""
+def score_places(model: Fromage, dialogues: Sequence[VisualDialogue], others: Sequence[Tensor],
+                 journal: Journal, tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
+    """Scores (N, rounds, 100) with each of `PLACES` in the image's place;
+    others: another image's features (V,)."""
     scorer = AnswerScorer(model, tokens_per_pass, (CORRECTED.beginning,))
     pairs = [(each, other) for each, other in zip(dialogues, others, strict=True)
              if str(each.image_id) not in journal.arrays]
@@ -39,7 +43,8 @@ def score_places(model: Fromage, dialogues: Sequence[VisualDialogue], others: Se
     return {name: scores[:, :, place] for place, name in enumerate(REPLACEMENTS)}
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a009
-FREQUENT, KIND = "frequency of answers", "frequency given the kind of question"
+FREQUENT = "frequency of answers"
+KIND = "frequency given the kind of question"
 
 
 def question_kind(question: str) -> str:
@@ -47,11 +52,15 @@ def question_kind(question: str) -> str:
     return " ".join(question.lower().split()[:2])
 
 
-def prior_scores(dialogues: Sequence[VisualDialogue], everyone: Sequence[VisualDialogue], seed: int = 0) -> dict[str, np.ndarray]:
-    """Scores (N, rounds, 100) by the answers of all other dialogues: as they come, and by kind of question."""
+def prior_scores(dialogues: Sequence[VisualDialogue], everyone: Sequence[VisualDialogue],
+                 seed: int = 0) -> dict[str, np.ndarray]:
+    """Scores (N, rounds, 100) by the answers of all other dialogues: as they come,
+    and by kind of question."""
     noise = np.random.default_rng(seed)
-    answers = [(each.image_id, question_kind(part.question), part.answer) for each in everyone for part in each.rounds]
-    total, kinds = Counter(text for _, _, text in answers), Counter((kind, text) for _, kind, text in answers)
+    answers = [(each.image_id, question_kind(part.question), part.answer) for each in everyone
+               for part in each.rounds]
+    total = Counter(text for _, _, text in answers)
+    kinds = Counter((kind, text) for _, kind, text in answers)
     own: dict[int, list[tuple[str, str]]] = {}
     for image, kind, text in answers:
         own.setdefault(image, []).append((kind, text))
@@ -60,7 +69,8 @@ def prior_scores(dialogues: Sequence[VisualDialogue], everyone: Sequence[VisualD
         mine = Counter(own.get(dialogue.image_id, []))
         mine_all = Counter(text for _, text in own.get(dialogue.image_id, []))
         for part in dialogue.rounds:
-            kind, tie = question_kind(part.question), noise.random(len(part.options)) / 2
+            kind = question_kind(part.question)
+            tie = noise.random(len(part.options)) / 2
             scores[FREQUENT].append([total[text] - mine_all[text] for text in part.options] + tie)
             scores[KIND].append([kinds[kind, text] - mine[kind, text] for text in part.options] + tie)
     return {name: np.reshape(rows, (len(dialogues), -1, len(rows[0]))) for name, rows in scores.items()}
@@ -69,13 +79,15 @@ def prior_scores(dialogues: Sequence[VisualDialogue], everyone: Sequence[VisualD
 COMPARED = {"MRR": reciprocal_ranks, "R@1": lambda found: hits(found, 1)}
 
 
-def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[VisualDialogue], found: DialogueSet, seed: int = 0,
+def compare_places(scores: Mapping[str, np.ndarray], dialogues: Sequence[VisualDialogue], found: DialogueSet,
+                   seed: int = 0,
                    samples: int = 2000) -> tuple[dict[str, dict[str, Estimate]], dict[str, Comparison]]:
     """The metrics with each thing in the image's place; and the image minus each, by MRR, R@1 and NDCG."""
     values: dict[str, AnswerValues] = {name: answer_values(each, dialogues, found, CORRECTED)
                                        for name, each in scores.items()}
     table = {name: answer_estimates(each, found, seed, samples) for name, each in values.items()}
-    image, differences = values[IMAGE], {}
+    image = values[IMAGE]
+    differences = {}
     for name, each in values.items():
         for metric, value in COMPARED.items() if name != IMAGE else ():
             differences[f"{metric}, {IMAGE} - {name}"] = paired_difference(

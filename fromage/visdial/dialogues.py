@@ -18,12 +18,14 @@ from ..core.boundaries import boundary, check_shape, read_json
 from ..data.sources import BadExample, CaptionSource, Found, describe_file, Problems, fail, read_inside
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #ddb7765e
-ROUNDS, OPTIONS = 10, 100
+ROUNDS = 10
+OPTIONS = 100
 
 
 @dataclass(frozen=True)
 class Round:
-    """A question, its true answer and candidates, and the true one's place among them; None where the split hides it."""
+    """A question, its true answer and candidates, and the true one's place among them;
+    None where the split hides it."""
     question: str
     answer: str | None
     options: tuple[str, ...]
@@ -39,7 +41,8 @@ class VisualDialogue:
 
 # %% ../../nbs/visdial/00_dialogues.ipynb #61f8bc68
 def look_up(pool: Sequence[str], number: Any, kind: str) -> str:
-    """A pool's text without surrounding blanks; BadExample where the number is outside or the text is empty."""
+    """A pool's text without surrounding blanks; BadExample where the number is
+    outside or the text is empty."""
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(pool):
         raise BadExample(f"{kind} outside the pool")
     text = str(pool[number]).strip()
@@ -53,8 +56,10 @@ def read_round(entry: Any, questions: Sequence[str], answers: Sequence[str], las
     if not isinstance(entry, dict) or "question" not in entry:
         raise BadExample("damaged round")
     question = look_up(questions, entry["question"], "question")
-    numbers, right = entry.get("answer_options"), entry.get("gt_index")
-    answer = None if last_of_test and "answer" not in entry else look_up(answers, entry.get("answer"), "answer")
+    numbers = entry.get("answer_options")
+    right = entry.get("gt_index")
+    answer = None if last_of_test and "answer" not in entry else look_up(answers, entry.get("answer"),
+                                                                         "answer")
     if numbers is None and not last_of_test and right is None:
         return Round(question, answer, (), None)  # an earlier round of the test split
     if not isinstance(numbers, list) or len(numbers) != OPTIONS:
@@ -72,9 +77,11 @@ def read_dialogue(entry: Any, questions: Sequence[str], answers: Sequence[str], 
     if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int):
         raise BadExample("no image_id")
     rounds = entry.get("dialog")
-    if not isinstance(rounds, list) or not rounds or (len(rounds) > ROUNDS if test else len(rounds) != ROUNDS):
+    if not isinstance(rounds, list) or not rounds or (len(rounds) > ROUNDS if test
+                                                      else len(rounds) != ROUNDS):
         raise BadExample(f"not {ROUNDS} rounds")
-    found = [read_round(part, questions, answers, test and place == len(rounds) - 1) for place, part in enumerate(rounds)]
+    found = [read_round(part, questions, answers, test and place == len(rounds) - 1)
+             for place, part in enumerate(rounds)]
     if not test and any(part.right is None for part in found):
         raise BadExample("gt_index is not the answer's place")
     return VisualDialogue(entry["image_id"], str(entry.get("caption", "")).strip(), tuple(found))
@@ -82,7 +89,8 @@ def read_dialogue(entry: Any, questions: Sequence[str], answers: Sequence[str], 
 # %% ../../nbs/visdial/00_dialogues.ipynb #4c6d4b96
 @dataclass(frozen=True)
 class DialogueSet:
-    """Usable dialogues; relevances (100,) by (image_id, round from 1); what could not be used; split and a key of the files."""
+    """Usable dialogues; relevances (100,) by (image_id, round from 1); what could not be used;
+    split and a key of the files."""
     dialogues: list[VisualDialogue]
     relevance: dict[tuple[int, int], list[float]]
     problems: Problems
@@ -104,7 +112,9 @@ def read_dense(entries: Any, known: set[int], problems: Problems) -> dict[tuple[
     for entry in entries:
         problems.n_total += 1
         about = {"relevance": None, **entry} if isinstance(entry, dict) else {"relevance": None}
-        image, at, values = about.get("image_id"), about.get("round_id"), about.get("gt_relevance", about["relevance"])
+        image = about.get("image_id")
+        at = about.get("round_id")
+        values = about.get("gt_relevance", about["relevance"])
         if not isinstance(image, int) or image not in known:
             reason = "no dialogue with this image"
         elif not isinstance(at, int) or not 1 <= at <= ROUNDS:
@@ -126,10 +136,13 @@ def read_dialogues(path: str | Path, dense: str | Path | None = None) -> Dialogu
     paths = [resolve_path(name) for name in (path, dense) if name is not None]
     content, *annotations = [load_json(each) for each in paths]
     with boundary(paths[0], "VisDial's 1.0 or 0.9 json: split, and data with dialogs, questions, answers"):
-        check_shape(content, {"split?": str, "data": {"dialogs": [object], "questions": [object], "answers": [object]}})
+        check_shape(content, {"split?": str, "data": {"dialogs": [object], "questions": [object],
+                                                      "answers": [object]}})
         split = content.get("split", "") if content.get("version") == "0.9" else content["split"]
     entries, questions, answers = (content["data"][name] for name in ("dialogs", "questions", "answers"))
-    problems, dense_problems, found = Problems(n_total=len(entries)), Problems(), {}
+    problems = Problems(n_total=len(entries))
+    dense_problems = Problems()
+    found = {}
     for place, entry in enumerate(entries):
         try:
             dialogue = read_dialogue(entry, questions, answers, split.startswith("test"))
@@ -139,7 +152,8 @@ def read_dialogues(path: str | Path, dense: str | Path | None = None) -> Dialogu
         except BadExample as problem:
             problems.add(str(problem), f"dialogue {place}")
     if not found:
-        raise ValueError(f"{paths[0]}: none of its {len(entries)} dialogues can be used ({problems.counts or 'it is empty'})")
+        raise ValueError(f"{paths[0]}: none of its {len(entries)} dialogues can be used "
+                         f"({problems.counts or 'it is empty'})")
     if annotations and not isinstance(annotations[0], list):
         raise ValueError(f"{paths[1]}: not VisDial's dense annotations, which are a list")
     relevance = read_dense(annotations[0] if annotations else [], set(found), dense_problems)
@@ -156,7 +170,8 @@ COCO = ("train2014", "val2014")
 
 
 def find_image(folder: Path, split: str, image_id: int) -> str:
-    """The first name below `folder` under which the image is there: VisDial's, else COCO's; VisDial's where there is none."""
+    """The first name below `folder` under which the image is there: VisDial's, else COCO's;
+    VisDial's where there is none."""
     names = [image_name(split, image_id), *(f"COCO_{part}_{image_id:012d}.jpg" for part in COCO)]
     placed = [*names, *(f"{part}/{name}" for part, name in zip(COCO, names[1:]))]
     return next((name for name in placed if (folder / name).is_file()), names[0])
@@ -169,7 +184,8 @@ class DialogueImages(CaptionSource):
 
     def __init__(self, dialogues: DialogueSet, images: str | Path):
         super().__init__(images)
-        self.names = {str(each.image_id): find_image(self.path, dialogues.split, each.image_id) for each in dialogues.dialogues}
+        self.names = {str(each.image_id): find_image(self.path, dialogues.split, each.image_id)
+                      for each in dialogues.dialogues}
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""

@@ -25,13 +25,14 @@ from ..core.records import hash_value
 from ..data.sources import CaptionSource
 from ..mini.rendering import WorldPaths
 from ..model.model import Fromage
-from ..networks.backbones import VisionTower
-from ..networks.features import FeatureStore
 from ..networks.splits import WORLD, open_store
+from ..networks.stores import FeatureStore
+from ..networks.towers import VisionTower
 from .answers import score_answers
 from .controls import score_places
 from .dialogues import DialogueSet, VisualDialogue
-from .search import (DIRECTIONS, clip_dialogues, clip_pictures, embed_dialogues, embed_pictures,
+from .search import (DIRECTIONS, clip_dialogues, clip_pictures, embed_dialogues,
+                                    embed_pictures,
                                     search_curve, search_estimates, search_ranks)
 
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a0005
@@ -44,11 +45,12 @@ class VisdialFiles:
     output: str | Path
 
 
-def visdial_files(preset: str, dialogues: str | None = None, dense: str | None = None, images: str | None = None,
-                  output: str | None = None) -> VisdialFiles:
+def visdial_files(preset: str, dialogues: str | None = None, dense: str | None = None,
+                  images: str | None = None, output: str | None = None) -> VisdialFiles:
     """The files given, and the preset's for those that are None or empty."""
     if preset == "mini":
-        world, scores = WorldPaths(resolve_path(WORLD)), f"{WORLD}/visdial_scores"
+        world = WorldPaths(resolve_path(WORLD))
+        scores = f"{WORLD}/visdial_scores"
         usual = (world.visdial_json, world.visdial_dense, world.visdial_images, scores)
     else:
         real = resolve_path("data/visdial")
@@ -76,7 +78,8 @@ def next_features(store: FeatureStore, usable: Sequence[VisualDialogue], count: 
     return image_features(store, following)
 
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a000c
-def answer_identity(checkpoint: str, found: DialogueSet, stores: Mapping[bool, FeatureStore]) -> dict[str, Any]:
+def answer_identity(checkpoint: str, found: DialogueSet,
+                    stores: Mapping[bool, FeatureStore]) -> dict[str, Any]:
     """What the scores of answers depend on; `checkpoint` is its hash."""
     return {"checkpoint": checkpoint, "dialogues": found.key, "code": code_key("visdial.answers"),
             "features": [each.content for each in stores.values()]}
@@ -90,17 +93,21 @@ def keep_answers(model: Fromage, dialogues: Sequence[VisualDialogue], stores: Ma
 
 
 def keep_places(model: Fromage, usable: Sequence[VisualDialogue], count: int, store: FeatureStore,
-                identity: Mapping[str, Any], folder: str | Path, tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
-    """`score_places` of the first `count` dialogues with a journal, the next dialogue's image as the other one."""
+                identity: Mapping[str, Any], folder: str | Path,
+                tokens_per_pass: int = 1024) -> dict[str, np.ndarray]:
+    """`score_places` of the first `count` dialogues with a journal,
+    the next dialogue's image as the other one."""
     last = str(usable[count % len(usable)].image_id)
     own = dict(identity) | {"code": code_key("visdial.controls"), "last other": last}
     with Journal(f"{folder}/places-{hash_value(own)[:12]}.jsonl", own) as journal:
-        return score_places(model, usable[:count], list(next_features(store, usable, count)), journal, tokens_per_pass)
+        return score_places(model, usable[:count], list(next_features(store, usable, count)), journal,
+                            tokens_per_pass)
 
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a0010
 @dataclass(frozen=True)
 class SearchEmbeddings:
-    """N dialogues of `n_total`: texts (N, rounds, q) without and with caption and images (N, q), cut and squashed; CLIP's
+    """N dialogues of `n_total`: texts (N, rounds, q) without and with caption and images (N, q),
+    cut and squashed; CLIP's
     texts (N, rounds, P) and images (N, P), and how many of its texts were cut after each round."""
     said: Tensor
     told: Tensor
@@ -112,22 +119,28 @@ class SearchEmbeddings:
     n_total: int
 
 
-def embed_search(model: Fromage, tower: VisionTower, source: CaptionSource, dialogues: Sequence[VisualDialogue],
+def embed_search(model: Fromage, tower: VisionTower, source: CaptionSource,
+                 dialogues: Sequence[VisualDialogue],
                  stores: Mapping[bool, FeatureStore], n_total: int) -> SearchEmbeddings:
     """Embeds dialogues and their images, by the model and by the tower's own text side."""
-    images, squashed = (embed_pictures(model, image_features(stores[squash], dialogues).numpy()) for squash in (False, True))
+    images, squashed = (embed_pictures(model, image_features(stores[squash], dialogues).numpy())
+                        for squash in (False, True))
     said, told = (embed_dialogues(model, dialogues, caption) for caption in (False, True))
     clip_said, cuts = clip_dialogues(tower, dialogues)
     clip_images = clip_pictures(tower, source, [str(each.image_id) for each in dialogues])
     return SearchEmbeddings(said, told, images, squashed, clip_said, clip_images, cuts, n_total)
 
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a0012
-def search_rows(found: SearchEmbeddings, seed: int = 0, samples: int = 2000) -> dict[str, dict[str, Estimate]]:
-    """Rows of the table: both directions with images normalised and as they are, published, with caption, CLIP."""
+def search_rows(found: SearchEmbeddings, seed: int = 0,
+                samples: int = 2000) -> dict[str, dict[str, Estimate]]:
+    """Rows of the table: both directions with images normalised and as they are, published, with caption,
+    CLIP."""
     def estimate(ranks: np.ndarray) -> dict[str, Estimate]:
         return search_estimates(ranks, found.n_total, seed, samples)
 
-    said, told, clip = found.said[:, -1], found.told[:, -1], found.clip_said[:, -1]
+    said = found.said[:, -1]
+    told = found.told[:, -1]
+    clip = found.clip_said[:, -1]
     rows = {f"{direction}, images {'normalised' if normalised else 'as they are'}":
             estimate(search_ranks(said, found.images, direction, normalised))
             for direction in DIRECTIONS for normalised in (True, False)}

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import Estimate, bootstrap, hits, ranks
-from ..core.records import progress
+from ..core.progress import progress
 from ..data.sources import CaptionSource, decode_image
-from ..model.model import RET, Fromage, hidden_states, needs_all_layers, project_images, project_text
+from ..model.model import Fromage, hidden_states, needs_all_layers, project_images, project_text
 from ..model.prompts import Prompt
 from ..model.retrieval import embed_queries
 from ..model.scoring import ReadPrompt, grow_tree, run_tree
-from ..networks.backbones import VisionTower
+from ..model.tokens import RET
+from ..networks.towers import VisionTower
 from .dialogues import ROUNDS, VisualDialogue
 
 # %% ../../nbs/visdial/02_search.ipynb #d158a7b7
@@ -42,7 +43,8 @@ def embed_together(model: Fromage, texts: Sequence[str]) -> Tensor:
     tree = grow_tree(sequences)
     output = run_tree(ReadPrompt(model), tree, needs_all_layers(model))
     ends = [path[-1] for path in tree.paths]
-    return F.normalize(project_text(model, [state[0, ends] for state in hidden_states(model, output)]), dim=-1).cpu()
+    return F.normalize(project_text(model, [state[0, ends] for state in hidden_states(model, output)]),
+                       dim=-1).cpu()
 
 
 def embed_dialogues(model: Fromage, dialogues: Sequence[VisualDialogue], caption: bool = False) -> Tensor:
@@ -60,19 +62,24 @@ def embed_pictures(model: Fromage, features: np.ndarray) -> Tensor:
 # %% ../../nbs/visdial/02_search.ipynb #f034d5e1
 def clip_dialogues(tower: VisionTower, dialogues: Sequence[VisualDialogue], caption: bool = False,
                    after: Sequence[int] | None = None) -> tuple[Tensor, list[int]]:
-    """CLIP's embeddings (N, A, P) `after` so many rounds (default: each), and how many of the N texts were cut at each."""
-    rows, cuts = [], []
+    """CLIP's embeddings (N, A, P) `after` so many rounds (default: each),
+    and how many of the N texts were cut at each."""
+    rows = []
+    cuts = []
     for count in progress(after or range(1, len(dialogues[0].rounds) + 1), label="rounds read by CLIP"):
-        parts = [tower.encode_text([search_text(each, count, caption) for each in dialogues[start:start + 64]])
+        parts = [tower.encode_text([search_text(each, count, caption)
+                                    for each in dialogues[start:start + 64]])
                  for start in range(0, len(dialogues), 64)]
         rows.append(torch.cat([found for found, _ in parts]).cpu())
         cuts.append(sum(cut for _, cut in parts))
     return torch.stack(rows, 1), cuts
 
 
-def clip_pictures(tower: VisionTower, source: CaptionSource, ids: Sequence[str], squash: bool = False) -> Tensor:
+def clip_pictures(tower: VisionTower, source: CaptionSource, ids: Sequence[str],
+                  squash: bool = False) -> Tensor:
     """CLIP's normalised embeddings (N, P) of a source's images `ids`, in that order."""
-    wanted, found = set(ids), {}
+    wanted = set(ids)
+    found = {}
     for example in source:
         if example.id in wanted:
             pixels = tower.preprocess(decode_image(example.data), squash)
@@ -83,7 +90,8 @@ def clip_pictures(tower: VisionTower, source: CaptionSource, ids: Sequence[str],
 DIRECTIONS = ("dialogue to image", "image to dialogue")
 
 
-def search_ranks(texts: Tensor, images: Tensor, direction: str = "dialogue to image", normalised: bool = True) -> np.ndarray:
+def search_ranks(texts: Tensor, images: Tensor, direction: str = "dialogue to image",
+                 normalised: bool = True) -> np.ndarray:
     """Ranks (N,) of the right image for each text (N, q), or of the right text for each image (N, q)."""
     if direction not in DIRECTIONS:
         raise ValueError(f"direction = {direction!r}: allowed is {', '.join(DIRECTIONS)}")
@@ -92,13 +100,17 @@ def search_ranks(texts: Tensor, images: Tensor, direction: str = "dialogue to im
     return ranks(scores if direction == "dialogue to image" else scores.T, np.arange(len(scores)))
 
 
-def search_estimates(found: np.ndarray, n_total: int, seed: int = 0, samples: int = 2000) -> dict[str, Estimate]:
+def search_estimates(found: np.ndarray, n_total: int, seed: int = 0,
+                     samples: int = 2000) -> dict[str, Estimate]:
     """R@1, R@5, R@10 and the mean rank of ranks (N,), each of one dialogue."""
-    table = {f"R@{k}": bootstrap(hits(found, k), seed=seed, samples=samples, n_total=n_total) for k in (1, 5, 10)}
+    table = {f"R@{k}": bootstrap(hits(found, k), seed=seed, samples=samples, n_total=n_total)
+             for k in (1, 5, 10)}
     return table | {"mean rank": bootstrap(found, seed=seed, samples=samples, n_total=n_total)}
 
 
-def search_curve(texts: Tensor, images: Tensor, k: int, n_total: int, seed: int = 0, samples: int = 2000) -> list[Estimate]:
+def search_curve(texts: Tensor, images: Tensor, k: int, n_total: int, seed: int = 0,
+                 samples: int = 2000) -> list[Estimate]:
     """R@k of the right image after each round, from texts (N, rounds, q)."""
-    return [bootstrap(hits(search_ranks(texts[:, at], images), k), seed=seed, samples=samples, n_total=n_total)
+    return [bootstrap(hits(search_ranks(texts[:, at], images), k), seed=seed, samples=samples,
+                      n_total=n_total)
             for at in range(texts.shape[1])]

@@ -22,7 +22,8 @@ QUOTED_ANSWERS = {
     "ViLBERT": (11.6, 6.9, 2.6, 7.2, 11.3), "CLIP ViT-L/14": (10.9, 8.5, 3.1, 8.7, 15.9), "Flamingo": (52.0,),
     "ESPER": (22.3, 25.7, 14.6), "FROMAGe": (16.5, 22.0, 17.6, 20.1, 25.1)}
 QUOTED_SEARCH = {"CLIP ViT-L/14": (17.7, 38.9, 50.2), "FROMAGe": (20.8, 44.9, 56.0)}
-QUOTED_CURVES = {"FROMAGe (quoted)": (6.1, 10.2, 13.1, 13.8, 17.1, 18.7, 20.4, 20.8, 21.1, 20.8),  # R@1 after rounds 1 to 10
+# R@1 after rounds 1 to 10
+QUOTED_CURVES = {"FROMAGe (quoted)": (6.1, 10.2, 13.1, 13.8, 17.1, 18.7, 20.4, 20.8, 21.1, 20.8),
                  "CLIP (quoted)": (3.6, 6.9, 8.8, 13.3, 16.5, 17.5, 17.7, 17.7, 17.7, 17.7)}
 
 
@@ -36,12 +37,15 @@ def beside_paper(rows: Mapping[str, Mapping[str, Estimate | float]], quoted: Map
 
 # %% ../../nbs/visdial/03_tables.ipynb #8983899a
 def defect_table(compared: Mapping[str, Mapping[str, Estimate | float]]) -> str:
-    """Markdown of `compare_protocols`: every variant's values, with the difference from `corrected`, its interval and p-value."""
+    """Markdown of `compare_protocols`: every variant's values, with the difference from `corrected`,
+    its interval and p-value."""
     def cell(row: Mapping[str, Estimate | float], metric: str) -> str:
         if metric not in row:
             return "–"
-        difference, p_value = row.get(f"{metric} - corrected"), row.get(f"{metric} p (Holm)")
-        return f"{row[metric].value:.1f}" + (f" ({difference:+.1f}, p = {p_value:.2g})" if difference is not None else "")
+        difference = row.get(f"{metric} - corrected")
+        p_value = row.get(f"{metric} p (Holm)")
+        return f"{row[metric].value:.1f}" + (f" ({difference:+.1f}, p = {p_value:.2g})"
+                                             if difference is not None else "")
     return markdown_table(["protocol", *METRICS], [[name, *(cell(row, metric) for metric in METRICS)]
                                                    for name, row in compared.items()])
 
@@ -51,23 +55,29 @@ def comparison_line(name: str, comparison: Comparison) -> str:
     return f"{name}: {comparison} ({comparison.difference.n_used} dialogues)"
 
 # %% ../../nbs/visdial/03_tables.ipynb #b0c0b002
-def place_table(table: Mapping[str, Mapping[str, Estimate | float]], differences: Mapping[str, Comparison], image: str) -> str:
+def place_table(table: Mapping[str, Mapping[str, Estimate | float]], differences: Mapping[str, Comparison],
+                image: str) -> str:
     """Markdown: metrics of each thing in the image's place, and the image's MRR minus its own."""
-    rows = [[name, *(format_value(row.get(metric)) for metric in METRICS), str(differences.get(f"MRR, {image} - {name}", "–"))]
+    rows = [[name, *(format_value(row.get(metric)) for metric in METRICS),
+             str(differences.get(f"MRR, {image} - {name}", "–"))]
             for name, row in table.items()]
     return markdown_table(["in the image's place", *METRICS, f"MRR, {image} - this"], rows)
 
 # %% ../../nbs/visdial/03_tables.ipynb #6c9eeadf
 def worked_rounds(dialogue: VisualDialogue, scores: Mapping[str, np.ndarray]) -> str:
-    """Markdown: each question and true answer; by each name's scores (rounds, N) the best candidate and the true one's rank."""
+    """Markdown: each question and true answer; by each name's scores (rounds, N)
+    the best candidate and the true one's rank."""
     rows = []
     for at, each in enumerate(dialogue.rounds):
         cells = []
         for values in (found[at] for found in scores.values()):
             cells += [each.options[int(values.argmax())], str(int((values >= values[each.right]).sum()))]
         rows.append([each.question, each.answer, *cells])
-    return markdown_table(["question", "true answer", *(f"{name}: {word}" for name in scores for word in ("best", "rank"))], rows)
+    return markdown_table(["question", "true answer",
+                           *(f"{name}: {word}" for name in scores for word in ("best", "rank"))], rows)
 def worked_dialogues(dialogues: Sequence[VisualDialogue], scores: Mapping[str, np.ndarray]) -> str:
-    """Markdown of dialogues under their captions, each as `worked_rounds` shows it; scores (N, rounds, options)."""
-    return "\n".join(f"**{each.caption}**\n\n" + worked_rounds(each, {name: values[row] for name, values in scores.items()})
+    """Markdown of dialogues under their captions, each as `worked_rounds` shows it;
+    scores (N, rounds, options)."""
+    return "\n".join(f"**{each.caption}**\n\n" + worked_rounds(each, {name: values[row]
+                                                                      for name, values in scores.items()})
                      for row, each in enumerate(dialogues))

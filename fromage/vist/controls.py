@@ -17,26 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import retrieval_estimates
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import embed_queries
-from ..networks.backbones import VisionTower
-from .retrieval import (ALL_BUT_LAST, Context, ProjectedTower, StorySet, clip_queries, compare_rows,
+from ..model.tokens import RET
+from ..networks.towers import VisionTower
+from .retrieval import (ALL_BUT_LAST, Context, ProjectedTower, StorySet, clip_queries,
+                                    compare_rows,
                                     context_prompt, load_stories, rank_all, row_name, story_ranks)
 from .stories import VistStory
 
 # %% ../../nbs/vist/04_controls.ipynb #7157c005
 def other_stories(albums: Sequence[str]) -> list[int]:
     """For each story the number of one from another album; of the next where all are of one."""
-    count, found = len(albums), []
+    count = len(albums)
+    found = []
     for number, album in enumerate(albums):
         further = ((number + count // 2 + step) % count for step in range(count))
         found.append(next((other for other in further if albums[other] != album), (number + 1) % count))
     return found
 
 # %% ../../nbs/vist/04_controls.ipynb #7157c008
-OTHER_TEXT, OTHER_IMAGES, NO_TEXT = "another story's captions", "another story's images", "no captions"
-TRUTH, ANSWER, PRIOR = "the images in words", "the last image in words", "the mean of all other queries"
+OTHER_TEXT = "another story's captions"
+OTHER_IMAGES = "another story's images"
+NO_TEXT = "no captions"
+TRUTH = "the images in words"
+ANSWER = "the last image in words"
+PRIOR = "the mean of all other queries"
 
 
 def words_prompt(model: Fromage, story: VistStory, words: Mapping[str, str]) -> Prompt:
@@ -83,7 +90,8 @@ def rank_controls(model: Fromage, stories: StorySet, own: Tensor,
 def compare_controls(table: Mapping[str, np.ndarray], controls: Mapping[str, np.ndarray], stories: StorySet,
                      seed: int = 0) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Control -> its recalls; and the full context minus each. `no images`: five captions alone."""
-    own, alone = row_name("FROMAGe", ALL_BUT_LAST, True), row_name("FROMAGe", Context(5), True)
+    own = row_name("FROMAGe", ALL_BUT_LAST, True)
+    alone = row_name("FROMAGe", Context(5), True)
     shown = {"no images": table[alone]} | dict(controls)
     rows = {name: retrieval_estimates(ranks, stories.albums, stories.n_total, seed)
             for name, ranks in shown.items()}
@@ -92,7 +100,8 @@ def compare_controls(table: Mapping[str, np.ndarray], controls: Mapping[str, np.
 
 # %% ../../nbs/vist/04_controls.ipynb #53760004
 def rank_baselines(towers: Mapping[str, VisionTower], stories: str | Path, images: str | Path, protocol: str,
-                   features: str | Path, limit: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
+                   features: str | Path, limit: int
+                   | None = None) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
     """Row -> ranks (Q,) by each tower's own text and images; and by tower how many of its texts were cut."""
     table: dict[str, np.ndarray] = {}
     cut = {}

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from ..core.metrics import compare_pairs, hits, ranks
 from ..core.records import load_record
-from ..model.model import RET, Fromage, project_images
+from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, Prompt, build_prompt
 from ..model.retrieval import embed_queries
-from ..networks.backbones import VisionTower, load_vision_tower
-from ..networks.features import FeatureStore
+from ..model.tokens import RET
 from ..networks.splits import open_store
+from ..networks.stores import FeatureStore
+from ..networks.towers import VisionTower, load_vision_tower
 from .stories import STORY_LENGTH, VistStory, StoryFile, StoryImages, read_stories
 
 # %% ../../nbs/vist/01_retrieval.ipynb #76b0df04
@@ -48,13 +49,15 @@ class Context:
 
     def __post_init__(self):
         if not 1 <= self.captions <= STORY_LENGTH or self.images not in (0, self.captions - 1):
-            raise ValueError(f"{self.captions} captions + {self.images} images: allowed are 1 to {STORY_LENGTH} captions, "
+            raise ValueError(f"{self.captions} captions + {self.images} images: allowed are 1 to "
+                             f"{STORY_LENGTH} captions, "
                              "with one image less or none")
 
     def __str__(self) -> str:
         def several(count: int, word: str) -> str:
             return f"{count} {word}{'s' * (count > 1)}"
-        return several(self.captions, "caption") + (f" + {several(self.images, 'image')}" if self.images else "")
+        return several(self.captions, "caption") + (f" + {several(self.images, 'image')}" if self.images
+                                                    else "")
 
 
 ALL_BUT_LAST = Context(5, 4)  # everything that a story says and shows before its last picture
@@ -89,21 +92,25 @@ class StorySet:
         return [story.album for story in self.stories]
 
 
-def choose_stories(file: StoryFile, ids: Sequence[str], features: np.ndarray, limit: int | None = None) -> StorySet:
-    """The stories all of whose images have features (N, V), or the first `limit` of them; ValueError where there is none."""
+def choose_stories(file: StoryFile, ids: Sequence[str], features: np.ndarray,
+                   limit: int | None = None) -> StorySet:
+    """The stories all of whose images have features (N, V), or the first `limit` of them;
+    ValueError where there is none."""
     there = set(ids)
     usable = [story for story in file.stories if there.issuperset(story.images)][:limit]
     if not usable:
-        raise ValueError(f"{file.path}: none of {len(file.stories)} stories has all its images; {len(ids)} images could be read")
+        raise ValueError(f"{file.path}: none of {len(file.stories)} stories has all its images; {len(ids)} "
+                         "images could be read")
     return StorySet(usable, len(file.stories), list(ids), len(file.images),
                     torch.from_numpy(np.array(features, dtype=np.float32)))
 
 
-def load_stories(path: str | Path, images: str | Path, protocol: str, tower: VisionTower, features: str | Path,
-                 limit: int | None = None) -> tuple[StorySet, FeatureStore]:
+def load_stories(path: str | Path, images: str | Path, protocol: str, tower: VisionTower,
+                 features: str | Path, limit: int | None = None) -> tuple[StorySet, FeatureStore]:
     """Stories under a protocol, with features extracted on first use into a folder below `features`."""
     rules = find_protocol(protocol)
-    file, source = read_stories(path, rules.order), StoryImages(path, images)
+    file = read_stories(path, rules.order)
+    source = StoryImages(path, images)
     store = open_store(tower, source, features, "vist", squash=rules.squash)
     return choose_stories(file, store.ids, store.features, limit), store
 
@@ -118,7 +125,8 @@ def context_prompt(model: Fromage, story: VistStory, context: Context, images: S
     return build_prompt(model, pieces, bos="every")
 
 # %% ../../nbs/vist/01_retrieval.ipynb #542c55c3
-def embed_contexts(model: Fromage, stories: StorySet, contexts: Sequence[Context] = CONTEXTS) -> dict[Context, Tensor]:
+def embed_contexts(model: Fromage, stories: StorySet,
+                   contexts: Sequence[Context] = CONTEXTS) -> dict[Context, Tensor]:
     """The queries (Q, q) of every context."""
     prompts = []
     for story, places in zip(stories.stories, stories.places):
@@ -130,9 +138,11 @@ def embed_contexts(model: Fromage, stories: StorySet, contexts: Sequence[Context
 # %% ../../nbs/vist/01_retrieval.ipynb #41e4d94f
 def story_ranks(queries: Tensor, gallery: Tensor, stories: StorySet, exclude: bool) -> np.ndarray:
     """Rank (Q,) of each story's fifth image for normalised queries (Q, q) in a gallery (N, q), 1 is best."""
-    scores, places = queries @ F.normalize(gallery.float(), dim=-1).T, stories.places
+    scores = queries @ F.normalize(gallery.float(), dim=-1).T
+    places = stories.places
     if exclude:
-        shown, last = torch.from_numpy(places[:, :-1]), torch.from_numpy(places[:, -1:])
+        shown = torch.from_numpy(places[:, :-1])
+        last = torch.from_numpy(places[:, -1:])
         right = scores.gather(1, last)
         scores = scores.scatter(1, shown, -torch.inf).scatter(1, last, right)
     return ranks(scores.numpy(), places[:, -1])
@@ -143,14 +153,16 @@ def row_name(model: str, context: Context, exclude: bool) -> str:
     return f"{model}, {context}{' †' * exclude}"
 
 
-def rank_all(name: str, queries: Mapping[Context, Tensor], gallery: Tensor, stories: StorySet) -> dict[str, np.ndarray]:
+def rank_all(name: str, queries: Mapping[Context, Tensor], gallery: Tensor,
+             stories: StorySet) -> dict[str, np.ndarray]:
     """Row name -> ranks (Q,), for every context with the whole gallery and without shown images."""
     return {row_name(name, context, exclude): story_ranks(found, gallery, stories, exclude)
             for context, found in queries.items() for exclude in (False, True)}
 
 
 @torch.no_grad()
-def rank_model(model: Fromage, stories: StorySet, contexts: Sequence[Context] = CONTEXTS) -> dict[str, np.ndarray]:
+def rank_model(model: Fromage, stories: StorySet,
+               contexts: Sequence[Context] = CONTEXTS) -> dict[str, np.ndarray]:
     """Row name -> ranks (Q,) of FROMAGe."""
     gallery = project_images(model, stories.features.to(model.device)).cpu()
     return rank_all("FROMAGe", embed_contexts(model, stories, contexts), gallery, stories)
@@ -160,22 +172,29 @@ class ProjectedTower:
     """A tower whose features are CLIP's own image embeddings, for a feature store of them."""
 
     def __init__(self, tower: VisionTower):
-        self.tower, self.name, self.preprocess = tower, tower.name, tower.preprocess
+        self.tower = tower
+        self.name = tower.name
+        self.preprocess = tower.preprocess
         self.fingerprint = f"{tower.fingerprint} projected"
         self.encode = tower.encode_image_projected
         self.width = self.encode(torch.zeros(1, 3, *tower.image_size)).shape[-1]
 
 
 def load_baselines(names: Sequence[str], device: str = "cpu") -> dict[str, VisionTower]:
-    """Further open_clip models by name: `architecture:tag`, `hf-hub:repository`, a released name or a folder."""
-    parts = {name: [name] if name.startswith(("hf-hub:", "local-dir:")) else name.split(":", 1) for name in names}
+    """Further open_clip models by name: `architecture:tag`, `hf-hub:repository`,
+    a released name or a folder."""
+    parts = {name: [name] if name.startswith(("hf-hub:", "local-dir:")) else name.split(":", 1)
+             for name in names}
     return {name: load_vision_tower(*part, device=device) for name, part in parts.items()}
 
 
-def clip_queries(tower: VisionTower, stories: StorySet, batch_size: int = 64) -> tuple[dict[Context, Tensor], dict[str, int]]:
-    """Queries (Q, P) of CLIP where `stories` hold its own image embeddings; and for each kind of text how many were cut."""
+def clip_queries(tower: VisionTower, stories: StorySet,
+                 batch_size: int = 64) -> tuple[dict[Context, Tensor], dict[str, int]]:
+    """Queries (Q, P) of CLIP where `stories` hold its own image embeddings;
+    and for each kind of text how many were cut."""
     def encode(texts: list[str]) -> tuple[Tensor, int]:
-        parts = [tower.encode_text(texts[start:start + batch_size]) for start in range(0, len(texts), batch_size)]
+        parts = [tower.encode_text(texts[start:start + batch_size])
+                 for start in range(0, len(texts), batch_size)]
         return torch.cat([part for part, _ in parts]).float().cpu(), sum(count for _, count in parts)
     captions, cut_one = encode([text for story in stories.stories for text in story.captions])
     joined, cut_all = encode([" ".join(story.captions) for story in stories.stories])
@@ -194,15 +213,18 @@ def chance_recall(size: int, k: int) -> float:
 def compare_rows(table: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], albums: Sequence[str],
                  n_total: int | None = None, k: int = 1) -> dict[str, dict[str, Any]]:
     """`a minus b` -> difference of R@k with its interval, p-value, and p-value after Holm's correction."""
-    return compare_pairs({row: hits(ranks, k) for row, ranks in table.items()}, pairs, albums, n_total=n_total)
+    return compare_pairs({row: hits(ranks, k) for row, ranks in table.items()}, pairs, albums,
+                         n_total=n_total)
 
 
 def compare_records(first: str | Path, second: str | Path) -> dict[str, dict[str, Any]]:
-    """Row -> difference of R@1 (first minus second) over the stories that two records of `eval_vist` share."""
+    """Row -> difference of R@1 (first minus second) over the stories that two
+    records of `eval_vist` share."""
     records = [load_record(path) for path in (first, second)]
     for path, record in zip((first, second), records):
         if not {"ranks", "stories", "albums"} <= record.metrics.keys():
-            raise ValueError(f"{path}: a record of {record.run!r}; allowed is one of eval_vist, which holds every rank")
+            raise ValueError(f"{path}: a record of {record.run!r}; allowed is one of eval_vist, which holds "
+                             "every rank")
     names, other = ({name: row for row, name in enumerate(record.metrics["stories"])} for record in records)
     shared = [name for name in names if name in other]
     rows = [row for row in records[0].metrics["ranks"] if row in records[1].metrics["ranks"]]

@@ -20,16 +20,19 @@ from ..data.pairs import find_local, read_local
 from ..data.sources import CaptionSource, Found, describe_files, list_files
 
 # %% ../../nbs/vist/00_stories.ipynb #0b66b08c
-STORY_LENGTH, ORDERS = 5, ("annotation", "story")
+STORY_LENGTH = 5
+ORDERS = ("annotation", "story")
 
 
 class StoryError(ValueError):
-    """A story file is missing, has another schema, is empty, or holds a story that is not one; the message says which."""
+    """A story file is missing, has another schema, is empty, or holds a story that is not one;
+    the message says which."""
 
 
 @dataclass(frozen=True)
 class VistStory:
-    """Five captions and the ids of their five images, in one order; `album` is shared by all who tell these images."""
+    """Five captions and the ids of their five images, in one order;
+    `album` is shared by all who tell these images."""
     id: str
     album: str
     captions: tuple[str, ...]
@@ -48,10 +51,13 @@ def load_annotations(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
     """Images and annotations of a story-in-sequence file; StoryError names what is not as it should be."""
     wanted = "VIST's *.story-in-sequence.json: {images: [{id}], annotations: [[{story_id, text, ...}]]}"
     values = read_json(path, {"images": [object], "annotations": [object]}, wanted, StoryError)
-    images, annotations = values["images"], values["annotations"]
-    single = all(isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], dict) for entry in annotations)
+    images = values["images"]
+    annotations = values["annotations"]
+    single = all(isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], dict)
+                 for entry in annotations)
     if not single or not all(isinstance(image, dict) and "id" in image for image in images):
-        raise StoryError(f"{path}: an annotation is not a list of one, or an image has no id; allowed is {wanted}")
+        raise StoryError(f"{path}: an annotation is not a list of one, or an image has no id; allowed is "
+                         f"{wanted}")
     if not annotations:
         raise StoryError(f"{path}: holds no annotation; allowed is {wanted}")
     return images, [entry[0] for entry in annotations]
@@ -65,7 +71,8 @@ def make_story(path: Path, name: str, lines: Sequence[dict[str, Any]], order: st
         if order == "story":
             lines = sorted(lines, key=lambda line: line["worker_arranged_photo_order"])
         texts = tuple(line["text"].strip().lower() for line in lines)
-        return VistStory(name, str(lines[0]["album_id"]), texts, tuple(str(line["photo_flickr_id"]) for line in lines))
+        return VistStory(name, str(lines[0]["album_id"]), texts,
+                         tuple(str(line["photo_flickr_id"]) for line in lines))
     except (KeyError, AttributeError, TypeError) as error:
         raise StoryError(f"{path}: story {name} lacks {error}") from None
 
@@ -74,7 +81,8 @@ def read_stories(path: str | Path, order: str = "story") -> StoryFile:
     """The stories of a story-in-sequence file, each with its lines in `order`: annotation, story."""
     if order not in ORDERS:
         raise StoryError(f"order = {order!r}: allowed is {', '.join(ORDERS)}")
-    path, grouped = resolve_path(path), {}
+    path = resolve_path(path)
+    grouped = {}
     images, annotations = load_annotations(path)
     for line in annotations:
         if "story_id" not in line:
@@ -95,10 +103,13 @@ class StoryImages(CaptionSource):
         self.names = read_stories(path).images
         if not any(find_local(self.images, (name,)) for name in self.names):
             wanted = set(self.names)
-            below = next((name for name, _ in list_files(self.images) if PurePosixPath(name).stem in wanted), None)
+            below = next((name for name, _ in list_files(self.images) if PurePosixPath(name).stem in wanted),
+                         None)
             if below:
-                raise FileNotFoundError(f"{self.images}: no image of the {len(wanted)} is in this folder itself, but {below} is; "
-                                        f"give {self.images / PurePosixPath(below).parent}, or link all images into one folder")
+                raise FileNotFoundError(f"{self.images}: no image of the {len(wanted)} is in this folder "
+                                        f"itself, but {below} is; "
+                                        f"give {self.images / PurePosixPath(below).parent}, or link all "
+                                        "images into one folder")
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""

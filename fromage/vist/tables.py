@@ -22,7 +22,8 @@ from .retrieval import ALL_BUT_LAST, CONTEXTS, Context, StorySet, chance_recall,
 # %% ../../nbs/vist/03_tables.ipynb #e74ca47f
 @dataclass(frozen=True)
 class Printed:
-    """A row of the paper's table: R@1, R@5, R@10 where it has them, shown images left out or not, doubtful or not."""
+    """A row of the paper's table: R@1, R@5, R@10 where it has them, shown images left out or not,
+    doubtful or not."""
     model: str
     context: Context
     recalls: tuple[float | None, ...]
@@ -55,16 +56,22 @@ PAPER_TABLE = {each.row: each for each in (
 )}
 
 # %% ../../nbs/vist/03_tables.ipynb #91c5d0e3
-def estimate_rows(table: Mapping[str, np.ndarray], stories: StorySet, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Row -> R@1, R@5, R@10, MRR and median rank with intervals (albums drawn whole); the row of the full context first."""
+def estimate_rows(table: Mapping[str, np.ndarray], stories: StorySet,
+                  seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Row -> R@1, R@5, R@10, MRR and median rank with intervals (albums drawn whole);
+    the row of the full context first."""
     order = sorted(table, key=lambda row: row != row_name("FROMAGe", ALL_BUT_LAST, True))
     return {row: retrieval_estimates(table[row], stories.albums, stories.n_total, seed) for row in order}
 
 
-def table_lines(rows: Mapping[str, Mapping[str, Any]], stories: StorySet) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table: ours, the paper's, stories and gallery used of all; chance; what only the paper has."""
-    header = ["model, context", "R@1", "R@5", "R@10", "median rank", "stories", "gallery", "paper: R@1 / R@5 / R@10"]
-    size, lines = len(stories.ids), []
+def table_lines(rows: Mapping[str, Mapping[str, Any]],
+                stories: StorySet) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table: ours, the paper's, stories and gallery used of all; chance;
+    what only the paper has."""
+    header = ["model, context", "R@1", "R@5", "R@10", "median rank", "stories", "gallery",
+              "paper: R@1 / R@5 / R@10"]
+    size = len(stories.ids)
+    lines = []
     for row, found in sorted(rows.items()):
         shown = [f"{found[name]:.1f}" for name in ("R@1", "R@5", "R@10")] + [f"{found['median rank']:.0f}"]
         left = f"{size} of {stories.n_images}" + ", 4 shown left out" * row.endswith("†")
@@ -72,13 +79,15 @@ def table_lines(rows: Mapping[str, Mapping[str, Any]], stories: StorySet) -> tup
         lines.append([row, *shown, f"{found['R@1'].n_used} of {found['R@1'].n_total}", left, paper])
     chance = [f"{chance_recall(size, k):.2f}" for k in (1, 5, 10)]
     lines.append(["chance", *chance, f"{(size + 1) / 2:.0f}", "", f"{size} of {stories.n_images}", ""])
-    quoted = [[f"{row} (quoted)", *[""] * 6, str(printed)] for row, printed in PAPER_TABLE.items() if row not in rows]
+    quoted = [[f"{row} (quoted)", *[""] * 6, str(printed)]
+              for row, printed in PAPER_TABLE.items() if row not in rows]
     return header, lines + quoted
 
 # %% ../../nbs/vist/03_tables.ipynb #7f6aa164
 def chosen_pairs(table: Mapping[str, np.ndarray]) -> list[tuple[str, str]]:
     """The pairs of rows (a, b) for which a - b is reported."""
-    contexts = [(ALL_BUT_LAST, Context(5)), (Context(5), Context(1)), (ALL_BUT_LAST, Context(1)), (ALL_BUT_LAST, Context(4, 3))]
+    contexts = [(ALL_BUT_LAST, Context(5)), (Context(5), Context(1)), (ALL_BUT_LAST, Context(1)),
+                (ALL_BUT_LAST, Context(4, 3))]
     pairs = [(row_name("FROMAGe", a, True), row_name("FROMAGe", b, True)) for a, b in contexts]
     others = sorted({row.split(", ")[0] for row in table} - {"FROMAGe"})
     pairs += [(row_name("FROMAGe", context, True), row_name(other, context, True))
@@ -94,8 +103,10 @@ def context_curve(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list
 
 
 def choose_examples(ranks: Sequence[int], seed: int) -> dict[str, int]:
-    """A story ranked first, one not among the five best (where there are such), and any other, all by the seed."""
-    ranks, random = np.asarray(ranks), np.random.default_rng(seed)
+    """A story ranked first, one not among the five best (where there are such), and any other,
+    all by the seed."""
+    ranks = np.asarray(ranks)
+    random = np.random.default_rng(seed)
     kinds = {"success": np.flatnonzero(ranks == 1), "failure": np.flatnonzero(ranks > 5)}
     found = {kind: int(random.choice(numbers)) for kind, numbers in kinds.items() if len(numbers)}
     left = np.setdiff1d(np.arange(len(ranks)), [*found.values()])
@@ -110,31 +121,40 @@ def paired_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[list[str]
 
 def control_lines(controls: Mapping[str, Mapping[str, Any]],
                   differences: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Lines of a table: control, its R@1 and R@10, the own context minus it in R@1, p after Holm's correction."""
-    return [[name, str(row["R@1"]), str(row["R@10"]), f"{found['difference']:+.1f}", f"{found['p (Holm)']:.4f}"]
+    """Lines of a table: control, its R@1 and R@10, the own context minus it in R@1,
+    p after Holm's correction."""
+    return [[name, str(row["R@1"]), str(row["R@10"]), f"{found['difference']:+.1f}",
+             f"{found['p (Holm)']:.4f}"]
             for (name, row), found in zip(controls.items(), differences.values(), strict=True)]
 
 # %% ../../nbs/vist/03_tables.ipynb #b81d22aa
 @dataclass(frozen=True)
 class WorkedStories:
-    """Rows of image ids, a label a row, a title an image, and the (row, column) of the right images that were found."""
+    """Rows of image ids, a label a row, a title an image, and the (row, column) of
+    the right images that were found."""
     ids: list[list[str]]
     labels: list[str]
     titles: list[list[str]]
     marked: list[tuple[int, int]]
 
 
-def worked_stories(model: Fromage, stories: StorySet, ranks: Sequence[int], seed: int, best: int = 5) -> WorkedStories:
-    """The stories of `choose_examples` with the `best` pictures found for each from its full context, shown ones left out."""
-    chosen, found = choose_examples(ranks, seed), WorkedStories([], [], [], [])
+def worked_stories(model: Fromage, stories: StorySet, ranks: Sequence[int], seed: int,
+                   best: int = 5) -> WorkedStories:
+    """The stories of `choose_examples` with the `best` pictures found for each from its full context,
+    shown ones left out."""
+    chosen = choose_examples(ranks, seed)
+    found = WorkedStories([], [], [], [])
     few = replace(stories, stories=[stories.stories[number] for number in chosen.values()])
-    index, queries = build_index(model, stories.ids, stories.features), embed_contexts(model, few, [ALL_BUT_LAST])[ALL_BUT_LAST]
+    index = build_index(model, stories.ids, stories.features)
+    queries = embed_contexts(model, few, [ALL_BUT_LAST])[ALL_BUT_LAST]
     for (kind, number), places, query in zip(chosen.items(), few.places.tolist(), queries):
         seen = set(places[:-1]) - {places[-1]}
         rows, cosines = index.search(query[None], min(best, len(index) - len(seen)), [sorted(seen)])
-        found.marked.extend((len(found.ids) + 1, column) for column, row in enumerate(rows[0]) if row == places[-1])
+        found.marked.extend((len(found.ids) + 1, column)
+                            for column, row in enumerate(rows[0]) if row == places[-1])
         found.ids.extend([[stories.ids[row] for row in line] for line in (places, rows[0].tolist())])
         story = stories.stories[number]
         found.labels.extend([f"{kind}: story {story.id}", f"rank {ranks[number]}"])
-        found.titles.extend([[textwrap.fill(text, 22) for text in story.captions], [f"{value:.2f}" for value in cosines[0]]])
+        found.titles.extend([[textwrap.fill(text, 22) for text in story.captions],
+                             [f"{value:.2f}" for value in cosines[0]]])
     return found

@@ -17,17 +17,20 @@ from torch import Tensor
 
 from ..core.boundaries import read_as
 from ..core.config import Section, resolve_path
-from ..core.records import progress, write_text
+from ..core.progress import progress
+from ..core.records import write_text
 from ..model.generation import Decoding, Reply, generate
-from ..model.model import RET, Fromage
+from ..model.model import Fromage
 from ..model.prompts import Piece, build_prompt, show_prompt
+from ..model.tokens import RET
 from .retrieval import StorySet
 from .stories import STORY_LENGTH, VistStory
 
 # %% ../../nbs/vist/02_telling.ipynb #ac930bee
 @dataclass(frozen=True)
 class Condition:
-    """The numbers (from 0) of the pictures shown, whether earlier sentences are, and how many of these people wrote."""
+    """The numbers (from 0) of the pictures shown, whether earlier sentences are,
+    and how many of these people wrote."""
     images: tuple[int, ...] = ()
     sentences: bool = True
     given: int = STORY_LENGTH - 1
@@ -35,7 +38,8 @@ class Condition:
 
 EVERY = tuple(range(STORY_LENGTH))
 CONDITIONS = {
-    "5th image": Condition((4,), sentences=False), "4 captions": Condition(), "5th image + 4 captions": Condition((4,)),
+    "5th image": Condition((4,), sentences=False), "4 captions": Condition(),
+    "5th image + 4 captions": Condition((4,)),
     "5 images + 4 captions": Condition(EVERY), "whole story": Condition(EVERY, given=0),
     "whole story, each image alone": Condition(EVERY, sentences=False, given=0),
 }
@@ -52,7 +56,8 @@ def story_pieces(condition: Condition, told: Sequence[str], images: Sequence[Pie
 # %% ../../nbs/vist/02_telling.ipynb #c030eb5a
 @dataclass(frozen=True)
 class Telling(Section):
-    """One story by one system: what was given, said, and how. The last `wrote` of the `sentences` are its own."""
+    """One story by one system: what was given, said, and how.
+    The last `wrote` of the `sentences` are its own."""
     story: str
     album: str
     system: str
@@ -75,7 +80,8 @@ HUMAN = "human"
 
 
 def written_by(models: Sequence[str], conditions: Sequence[str], decodings: Sequence[str]) -> dict[str, int]:
-    """System -> how many sentences of a story are its own, of everything that these make and of the human controls."""
+    """System -> how many sentences of a story are its own, of everything that these
+    make and of the human controls."""
     made = {f"{name}, {condition}, {decoding}": STORY_LENGTH - CONDITIONS[condition].given
             for name in models for decoding in decodings for condition in conditions}
     return {HUMAN: 1, f"{HUMAN}, whole story": STORY_LENGTH} | made
@@ -84,8 +90,10 @@ def written_by(models: Sequence[str], conditions: Sequence[str], decodings: Sequ
 def human_telling(story: VistStory, whole: bool = False) -> Telling:
     """The control: what a person wrote."""
     return Telling(
-        story=story.id, album=story.album, images=story.images, human=story.captions, sentences=story.captions,
-        system=f"{HUMAN}, whole story" if whole else HUMAN, model=HUMAN, checkpoint="", condition=HUMAN, decoding={},
+        story=story.id, album=story.album, images=story.images, human=story.captions,
+        sentences=story.captions,
+        system=f"{HUMAN}, whole story" if whole else HUMAN, model=HUMAN, checkpoint="", condition=HUMAN,
+        decoding={},
         wrote=STORY_LENGTH if whole else 1, given=(), prompts=(), raw=(), ended=(), seeds=())
 
 # %% ../../nbs/vist/02_telling.ipynb #7128b777
@@ -98,7 +106,8 @@ def first_sentence(text: str) -> str:
 
 def write_sentences(model: Fromage, prompts: Sequence[Sequence[Piece]], decoding: Decoding,
                     batch_size: int = 64) -> list[tuple[str, Reply]]:
-    """The prompt of each row, token by token, and the reply to it; row r draws with the decoding's seed plus r."""
+    """The prompt of each row, token by token, and the reply to it;
+    row r draws with the decoding's seed plus r."""
     found = []
     for start in range(0, len(prompts), batch_size):
         built = [build_prompt(model, pieces, bos="every") for pieces in prompts[start:start + batch_size]]
@@ -107,7 +116,8 @@ def write_sentences(model: Fromage, prompts: Sequence[Sequence[Piece]], decoding
     return found
 
 # %% ../../nbs/vist/02_telling.ipynb #eca1e670
-DECODINGS = {"greedy": Decoding(max_new_tokens=32), "sampled": Decoding(max_new_tokens=32, temperature=0.7, top_p=0.95)}
+DECODINGS = {"greedy": Decoding(max_new_tokens=32),
+             "sampled": Decoding(max_new_tokens=32, temperature=0.7, top_p=0.95)}
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,8 @@ class Teller:
 
 @dataclass(frozen=True)
 class Written:
-    """A sentence that a model wrote: after what, the prompt token by token, the reply, its end, the seed if drawn."""
+    """A sentence that a model wrote: after what, the prompt token by token, the reply, its end,
+    the seed if drawn."""
     given: tuple[str, ...]
     prompt: str
     raw: str
@@ -128,21 +139,28 @@ class Written:
     seed: int | None
 
 
-def model_telling(story: VistStory, told: Sequence[str], written: Sequence[Written], **made: str | dict) -> Telling:
+def model_telling(story: VistStory, told: Sequence[str], written: Sequence[Written],
+                  **made: str | dict) -> Telling:
     """The line of a story told by a model: all its sentences, those that it wrote, and how they were made."""
     return Telling(
         story=story.id, album=story.album, images=story.images, human=story.captions, sentences=tuple(told),
-        wrote=len(written), given=tuple(each.given for each in written), prompts=tuple(each.prompt for each in written),
+        wrote=len(written), given=tuple(each.given for each in written),
+        prompts=tuple(each.prompt for each in written),
         raw=tuple(each.raw for each in written), ended=tuple(each.ended for each in written),
         seeds=tuple(each.seed for each in written if each.seed is not None), **made)
 
 # %% ../../nbs/vist/02_telling.ipynb #7e11a014
-def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: str, seed: int = 0) -> list[Telling]:
-    """Every story of a set under a condition, decoded greedily or sampled; names as in CONDITIONS and DECODINGS."""
+def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: str,
+                 seed: int = 0) -> list[Telling]:
+    """Every story of a set under a condition, decoded greedily or sampled;
+    names as in CONDITIONS and DECODINGS."""
     if condition not in CONDITIONS or decoding not in DECODINGS:
-        raise ValueError(f"condition = {condition!r}, decoding = {decoding!r}: allowed is one of {', '.join(CONDITIONS)}; "
+        raise ValueError(f"condition = {condition!r}, decoding = {decoding!r}: allowed is one of "
+                         f"{', '.join(CONDITIONS)}; "
                          f"one of {', '.join(DECODINGS)}")
-    rules, settings, count = CONDITIONS[condition], replace(DECODINGS[decoding], seed=seed), len(stories.stories)
+    rules = CONDITIONS[condition]
+    settings = replace(DECODINGS[decoding], seed=seed)
+    count = len(stories.stories)
     images: list[list[Tensor]] = [[stories.features[row] for row in places] for places in stories.places]
     told = [list(story.captions[:rules.given]) for story in stories.stories]
     names = [[f"<image {name}>" for name in story.images] for story in stories.stories]
@@ -155,7 +173,8 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
             told[row].append(first_sentence(reply.text))
             seed = drawn.seed + row if drawn.temperature > 0 else None
             written[row].append(Written(given[row], prompt, reply.text, reply.ended, seed))
-    made = {"system": f"{teller.name}, {condition}, {decoding}", "model": teller.name, "checkpoint": teller.checkpoint,
+    made = {"system": f"{teller.name}, {condition}, {decoding}", "model": teller.name,
+            "checkpoint": teller.checkpoint,
             "condition": condition}
     return [model_telling(story, told[row], written[row], decoding=asdict(settings) | {"row": row}, **made)
             for row, story in enumerate(stories.stories)]
@@ -163,16 +182,20 @@ def tell_stories(teller: Teller, stories: StorySet, condition: str, decoding: st
 # %% ../../nbs/vist/02_telling.ipynb #0602cb23
 def save_tellings(path: str | Path, tellings: Sequence[Telling]) -> Path:
     """Writes one JSON line a telling, atomically."""
-    return write_text(resolve_path(path), "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in tellings))
+    return write_text(resolve_path(path), "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n"
+                                                  for each in tellings))
 
 
 def load_tellings(path: str | Path) -> list[Telling]:
     """Reads what `save_tellings` wrote; ValueError names file, line and field where it is something else."""
-    found, number = [], 0
+    found = []
+    number = 0
     try:
-        with open(resolve_path(path), encoding="utf-8") as stream:  # whose lines end at line ends only, not at U+2028
+        # whose lines end at line ends only, not at U+2028
+        with open(resolve_path(path), encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 found.append(read_as(Telling, json.loads(line)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: no telling of a story, {error}; allowed is what tell_stories writes") from None
+        raise ValueError(f"{path}, line {number}: no telling of a story, {error}; allowed is what "
+                         "tell_stories writes") from None
     return found
