@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['VIST', 'TALK', 'NOBODY', 'ABSTRACT', 'STORIES', 'DIALOGUES', 'FULL_STORY', 'CAPTION_SEARCH', 'ABLATIONS', 'PEOPLE',
            'PAPER_CLAIMS', 'Claim', 'CheckedClaim', 'detectable', 'threshold', 'answer_claim', 'beyond', 'ablation',
-           'claim_table', 'question_table']
+           'claim_table', 'question_table', 'keep_answered']
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0002
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -264,3 +265,11 @@ def question_table(records: Mapping[str, RunRecord],
     return header, [[each.claim.question, str(each.value), str(each.decides),
                      f"{each.value.n_used:,} of {each.value.n_total:,}",
                      each.answer, each.claim.paper or "–"] for each in asked]
+
+# %% ../../nbs/core/11_paper.ipynb #9a9ea018
+def keep_answered(answers: Sequence[CheckedClaim]) -> dict[str, dict]:
+    """The metrics of a record of checked claims: the number of each answer, and each claim's figures."""
+    kept = {f"{each.claim.place}: {each.claim.text}": {
+        "report": each.claim.report, "value": each.value, "decides": each.decides, "answer": each.answer,
+        "power": each.power} for each in answers}
+    return {"answers": Counter(each.answer for each in answers), "claims": kept}
