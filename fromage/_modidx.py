@@ -304,6 +304,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'fromage/core/answers.py'),
                                       'fromage.core.answers.answer_training': ( 'core/answers.html#answer_training',
                                                                                 'fromage/core/answers.py'),
+                                      'fromage.core.answers.answer_variants': ( 'core/answers.html#answer_variants',
+                                                                                'fromage/core/answers.py'),
                                       'fromage.core.answers.answers_of': ('core/answers.html#answers_of', 'fromage/core/answers.py'),
                                       'fromage.core.answers.changed_settings': ( 'core/answers.html#changed_settings',
                                                                                  'fromage/core/answers.py'),
