@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIANT_NAMES', 'ANSWERS', 'split_opening', 'find_question', 'rounded', 'fill_in', 'decided', 'answer_claims',
-           'answer_training', 'answer_stories', 'answer_dialogues', 'answer_examples', 'answer_variants',
-           'answer_ablations', 'answer_telling', 'answer_ratings', 'answer_speed', 'answer_networks', 'answer_features',
-           'answer_knowledge', 'answer_in_words', 'answers_of', 'claim_words', 'read_defaults', 'compare_settings',
-           'changed_settings']
+           'answer_training', 'answer_stories', 'answer_dialogues', 'answer_examples', 'answer_compositions',
+           'answer_variants', 'answer_ablations', 'answer_telling', 'answer_ratings', 'answer_speed', 'answer_networks',
+           'answer_features', 'answer_knowledge', 'answer_in_words', 'answers_of', 'claim_words', 'read_defaults',
+           'compare_settings', 'changed_settings']
 
 # %% ../../nbs/core/18_answers.ipynb #a140003
 import ast
@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 
 from .config import resolve_path
-from .findings import FULL_CONTEXT, look, sentence
+from .findings import FULL_CONTEXT, best_remedy, look, sentence
 from .metrics import Estimate
 from .paper import PAPER_CLAIMS, CheckedClaim, answer_claim, beyond
 from .presets import flatten, get_preset
@@ -118,6 +118,17 @@ def answer_examples(metrics: Mapping[str, Any]) -> str:
                    ("CLIP's mean of both in {} %",
                     look(metrics, "composition", "CLIP, mean of picture and words", "right")))
     return sentence(text)
+
+
+def answer_compositions(metrics: Mapping[str, Any]) -> str:
+    """`compose`: how often an order about style is followed, and by which remedy most."""
+    best = best_remedy(metrics)
+    return sentence(fill_in(
+        ("an order for another style finds the picture's object in that style in {} %",
+         look(metrics, "forms", "picture + words", "right")),
+        ("one for another colour in {} %", look(metrics, "changes", "colour", "picture + words", "right")),
+        (f"the best of the remedies, {best}, takes {{}} %", look(metrics, "remedies", best, "right")),
+        ("a training anew as shipped {} %", look(metrics, "remedies", "as shipped", "right"))))
 
 # %% ../../nbs/core/18_answers.ipynb #a1400141
 VARIANT_NAMES = {"all layers tuned": "tuning all of the language model",
@@ -227,7 +238,7 @@ ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "show_examples": answer_examples, "ablate": answer_ablations, "tell_stories": answer_telling,
     "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks,
     "prepare": answer_features,
-    "eval_knowledge": answer_knowledge}
+    "eval_knowledge": answer_knowledge, "compose": answer_compositions}
 
 
 def answer_in_words(record: RunRecord) -> str:
