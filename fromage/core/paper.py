@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIST', 'TALK', 'NOBODY', 'ABSTRACT', 'STORIES', 'DIALOGUES', 'FULL_STORY', 'ANSWERS', 'TRAINING_LOSS', 'TUNED_LONGER',
            'FREEZING', 'CAPTION_SEARCH', 'PARTS', 'PEOPLE', 'PAPER_CLAIMS', 'Claim', 'CheckedClaim', 'detectable',
-           'threshold', 'answer_claim', 'beyond', 'ablation', 'claim_table', 'question_table', 'keep_answered']
+           'threshold', 'answer_claim', 'beyond', 'ablation', 'keep_answered']
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0002
 from collections import Counter
@@ -255,31 +255,6 @@ PEOPLE = (
           question="Does a picture with an order find what is asked (%)?"),
 )
 PAPER_CLAIMS: tuple[Claim, ...] = (*ABSTRACT, *STORIES, *DIALOGUES, *FREEZING, *PARTS, *PEOPLE)
-
-# %% ../../nbs/core/11_paper.ipynb #9a9e0014
-def claim_table(answers: Sequence[CheckedClaim]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: place, claim, paper's figure, where ours is computed, ours, what decides, answer,
-    why."""
-    header = ["in the paper", "claim", "its figure", "computed in", "ours", "what decides", "answer", "why"]
-    return header, [[
-        each.claim.place, each.claim.text, each.claim.paper or "–",
-        f"`{each.claim.report}`: {', '.join(each.claim.value)}",
-        str(each.value), str(each.decides), each.answer,
-        "; ".join(filter(None, (each.claim.why, each.power)))]
-        for each in answers]
-
-
-def question_table(records: Mapping[str, RunRecord],
-                   report: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: the questions to the records there (to one report, or all), ours, items, answer,
-    paper."""
-    asked = [answer_claim(claim, records) for claim in PAPER_CLAIMS
-             if claim.question and claim.report in records and report in (None, claim.report)]
-    header = ["question", "here [95 % interval]", "what decides", "items used", "the claim is",
-              "the paper, on photographs"]
-    return header, [[each.claim.question, str(each.value), str(each.decides),
-                     f"{each.value.n_used:,} of {each.value.n_total:,}",
-                     each.answer, each.claim.paper or "–"] for each in asked]
 
 # %% ../../nbs/core/11_paper.ipynb #9a9ea018
 def keep_answered(answers: Sequence[CheckedClaim]) -> dict[str, dict]:
