@@ -231,16 +231,18 @@ def describe_origins(origins: Mapping[str, Sequence]) -> str:
     return f"Of the origins differ: {', '.join(told)}." if told else "The origins are alike."
 
 
-def verdict_words(name: str, compared: Sequence[Compared], tolerance: float) -> tuple[bool, str]:
-    """Whether a record is reproduced, and one sentence that says how far."""
+def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
+                  changed: Sequence[str] = ()) -> tuple[str, str]:
+    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why."""
     counts = Counter(each.outcome for each in compared)
     judged = sum(counts.values()) - counts["a time"]
-    wrong = [each for each in compared if each.outcome in ("different", "missing")]
+    wrong = [each.name for each in compared if each.outcome in ("different", "missing")]
     parts = [f"{counts[each]:,} {each}" + f" of {tolerance:g}" * (each == OUTCOMES[1])
              for each in OUTCOMES[:-1] if counts[each]]
-    first = ", ".join(each.name for each in wrong[:3]) + ", …" * (len(wrong) > 3)
-    told = f"{name} is {'not ' * bool(wrong)}reproduced: of {judged:,} figures {', '.join(parts)}"
-    return not wrong, f"{told}{f' ({first})' * bool(wrong)}."
+    verdict = "reproduced" if not wrong else "not judged" if changed else "not reproduced"
+    first = f" ({', '.join(wrong[:3])}{', …' * (len(wrong) > 3)})" * bool(wrong)
+    inputs = f"; inputs are others now: {', '.join(changed)}" * bool(changed)
+    return verdict, f"{name} is {verdict}: of {judged:,} figures {', '.join(parts)}{first}{inputs}."
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0020
 def comparison_rows(compared: Sequence[Compared], most: int = 40) -> tuple[list[str], list[list[str]]]:
