@@ -126,14 +126,14 @@ def find_picture(report: Report, folder: Path) -> str:
 
 # %% ../../nbs/core/19_pages.ipynb #a160013
 def describe_origin(record: RunRecord) -> str:
-    """One line: preset, seed, commit, machine, time and what could not be used."""
+    """One line: preset, seed, commit, machine, time, what could not be used, and the command."""
     commit = (record.git.get("commit") or "no commit")[:10] + (" with changes" if record.git.get("dirty")
                                                                else "")
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
     asked = f"preset {record.config['preset']}, seed {record.seed}" if "preset" in record.config else f"seed {record.seed}"
-    parts = [asked, commit, machine, seconds, record.started, problems]
+    parts = [asked, commit, machine, seconds, record.started, problems, record.command, record.note]
     return " · ".join(part for part in parts if part)
 
 
