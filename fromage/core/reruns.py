@@ -196,8 +196,9 @@ def judge(name: str, before: Any, after: Any, tolerance: float) -> str:
     if close(before, after, tolerance):
         return "within the tolerance"
     estimates = all(isinstance(each, Mapping) and set(each) == ESTIMATE for each in (before, after))
-    if estimates and None not in (before["low"], before["high"], after["value"]):
-        inside = before["low"] <= after["value"] <= before["high"]
+    if estimates and None not in (*before.values(), *after.values()):
+        inside = before["low"] <= after["value"] <= before["high"] and (
+            after["low"] <= before["value"] <= after["high"])
         counted = all(before[count] == after[count] for count in ("n_used", "n_total"))
         return "within the interval" if inside and counted else "different"
     return "different"
@@ -232,11 +233,13 @@ def describe_origins(origins: Mapping[str, Sequence]) -> str:
 
 
 def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
-                  changed: Sequence[str] = ()) -> tuple[str, str]:
-    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why."""
+                  changed: Sequence[str] = (), accept: str = "tolerance") -> tuple[str, str]:
+    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why;
+    `accept`: what is reproduced at the worst, equal, tolerance or interval."""
+    accepted = ("a time", *OUTCOMES[:("equal", "tolerance", "interval").index(accept) + 1])
     counts = Counter(each.outcome for each in compared)
     judged = sum(counts.values()) - counts["a time"]
-    wrong = [each.name for each in compared if each.outcome in ("different", "missing")]
+    wrong = [each.name for each in compared if each.outcome not in accepted]
     parts = [f"{counts[each]:,} {each}" + f" of {tolerance:g}" * (each == OUTCOMES[1])
              for each in OUTCOMES[:-1] if counts[each]]
     verdict = "reproduced" if not wrong else "not judged" if changed else "not reproduced"
