@@ -1,14 +1,14 @@
 """Files that others wrote, mutated: each is read, or refused in one line that names it, never by an error of the code that stumbled."""
 
-import copy
 import json
 import random
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attacking import mutate
 
 from fromage.core.config import ROOT
 from fromage.study.answers import import_table, read_label_studio, read_ratings, write_label_studio
@@ -18,30 +18,6 @@ from fromage.study.session import Session, agree, record_answer, ratings_path
 from fromage.study.specification import make_specification
 from fromage.vist.stories import read_stories
 from fromage.visdial.dialogues import read_dialogues
-
-ODD = (None, True, -1, 10**30, 0.5, "", "x", "\ud800", [], [[]], {}, {"x": 1}, [None], "../x", float("nan"))
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything inside a value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield value, key
-        yield from places(each)
-
-
-def mutate(value: Any, rng: random.Random) -> Any:
-    """A copy with one place replaced by something odd, or left out; now and then the whole."""
-    value = copy.deepcopy(value)
-    found = [*places(value)]
-    if not found or rng.random() < 0.05:
-        return rng.choice(ODD)
-    container, key = rng.choice(found)
-    if rng.random() < 0.3:
-        del container[key]
-    else:
-        container[key] = copy.deepcopy(rng.choice(ODD))
-    return value
 
 
 def outcome(read: Callable[[], Any], named: str) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOWER', 'PREPROCESS', 'tower_tokenizer', 'new_tower', 'save_tower', 'scene_pixels', 'normalise', 'tokenise',
            'SeeingLog', 'like_scenes', 'choose_rows', 'settle_norms', 'pretrain_tower', 'tower_features',
-           'retrieval_ceiling', 'linear_probe', 'probe_tower', 'measure_tower']
+           'retrieval_ceiling', 'linear_probe', 'probe_tower', 'measure_tower', 'see_twice']
 
 # %% ../../nbs/mini/05_seeing.ipynb #98954f2a
 import copy
@@ -108,6 +108,12 @@ class SeeingLog:
     losses: list[float]
     accuracies: list[float]
     seconds: float = 0.0
+
+    def followed_by(self, later: "SeeingLog") -> "SeeingLog":
+        """This log and that of a later training, whose steps go on counting."""
+        steps = self.steps + [self.steps[-1] + step for step in later.steps]
+        return SeeingLog(steps, self.losses + later.losses, self.accuracies + later.accuracies,
+                         self.seconds + later.seconds)
 
 
 def like_scenes(scenes: list[Scene]) -> list[list[int]]:
@@ -243,3 +249,13 @@ def measure_tower(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, cou
                                                 [scene.facts() for scene in scenes[:count]])
     return found | {f"linear probe: {name}": value
                     for name, value in probe_tower(features, scenes, 3 * count).items()}
+
+# %% ../../nbs/mini/05_seeing.ipynb #6012210a
+def see_twice(model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int,
+              more_steps: int, n_scenes: int, report: Callable[[str], None] = print) -> SeeingLog:
+    """Train `steps` on `n_scenes` pictures and `more_steps` on as many others; the log of both."""
+    every = max(2, steps // 30)
+    first = pretrain_tower(model, tokenizer, seed, steps, n_scenes, every=every, report=report)
+    second = pretrain_tower(model, tokenizer, seed + 1, more_steps, n_scenes, peak=1e-3, every=every,
+                            report=report)
+    return first.followed_by(second)
