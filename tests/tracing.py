@@ -13,10 +13,10 @@ from inspect import signature
 
 from fromage.ablation.variants import variants
 from fromage.core.metrics import bootstrap
-from fromage.core.paper import PAPER_CLAIMS, answer_claim, claim_table
+from fromage.core.paper import PAPER_CLAIMS, answer_claim
 from fromage.core.presets import MINI, PAPER, change
 from fromage.core.records import RunRecord
-from fromage.core.reporting import MARKERS, Report, markdown_table, results_table
+from fromage.core.reporting import MARKERS, Report, claim_frame, markdown_table, results_table
 from fromage.core.reruns import command_of, given_parameters
 from fromage.networks.alignment import MOST_PAIRS
 from house_rules import ROOT
@@ -181,7 +181,7 @@ def unlike_records(readme: str, claims: str, records: Mapping[str, RunRecord]) -
     answers = [answer_claim(claim, records) for claim in PAPER_CLAIMS]
     told = records["claims"]
     page = (f"# What remains of the paper's claims in the miniature world\n\n**{told.finding}**\n\n"
-            f"*What this does not show*: {told.limits}.\n\n{markdown_table(*claim_table(answers))}")
+            f"*What this does not show*: {told.limits}.\n\n{markdown_table(claim_frame(answers))}")
     wrong = [] if generated(readme) and generated(readme)[1] == results_table(reports) else ["README.md: the table of results"]
     noted = {f"{each.claim.place}: {each.claim.text}": each.answer for each in answers}
     wrong += [] if claims == page else ["reports/claims.md"]
