@@ -198,8 +198,9 @@ def judge(name: str, before: Any, after: Any, tolerance: float) -> str:
     if close(before, after, tolerance):
         return "within the tolerance"
     estimates = all(isinstance(each, Mapping) and set(each) == ESTIMATE for each in (before, after))
-    if estimates and None not in (before["low"], before["high"], after["value"]):
-        inside = before["low"] <= after["value"] <= before["high"]
+    if estimates and None not in (*before.values(), *after.values()):
+        inside = before["low"] <= after["value"] <= before["high"] and (
+            after["low"] <= before["value"] <= after["high"])
         counted = all(before[count] == after[count] for count in ("n_used", "n_total"))
         return "within the interval" if inside and counted else "different"
     return "different"
@@ -234,11 +235,13 @@ def describe_origins(origins: Mapping[str, Sequence]) -> str:
 
 
 def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
-                  changed: Sequence[str] = ()) -> tuple[str, str]:
-    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why."""
+                  changed: Sequence[str] = (), accept: str = "tolerance") -> tuple[str, str]:
+    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why;
+    `accept`: what is reproduced at the worst, equal, tolerance or interval."""
+    accepted = ("a time", *OUTCOMES[:("equal", "tolerance", "interval").index(accept) + 1])
     counts = Counter(each.outcome for each in compared)
     judged = sum(counts.values()) - counts["a time"]
-    wrong = [each.name for each in compared if each.outcome in ("different", "missing")]
+    wrong = [each.name for each in compared if each.outcome not in accepted]
     parts = [f"{counts[each]:,} {each}" + f" of {tolerance:g}" * (each == OUTCOMES[1])
              for each in OUTCOMES[:-1] if counts[each]]
     verdict = "reproduced" if not wrong else "not judged" if changed else "not reproduced"
@@ -248,7 +251,7 @@ def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0020
 def comparison_frame(compared: Sequence[Compared], most: int = 40) -> pd.DataFrame:
-    """What is not equal, by how wrong it is; at most `most`."""
+    """What is not equal, by how wrong it is; at most `most` lines."""
     def show(value: Any) -> str:
         if isinstance(value, Mapping) and set(value) == ESTIMATE:
             return str(Estimate(**value)) if value["value"] is not None else "–"
@@ -256,5 +259,5 @@ def comparison_frame(compared: Sequence[Compared], most: int = 40) -> pd.DataFra
     order = ("different", "missing", "within the interval", "within the tolerance", "a time")
     chosen = sorted((each for each in compared if each.outcome != "equal"),
                     key=lambda each: order.index(each.outcome))
-    rows = [[each.name, show(each.before), show(each.after), each.outcome] for each in chosen[:most]]
+    rows = [(each.name, show(each.before), show(each.after), each.outcome) for each in chosen[:most]]
     return pd.DataFrame(rows, columns=["figure", "in the record", "in the rerun", "it is"])
