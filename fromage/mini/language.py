@@ -95,8 +95,7 @@ def list_caption(rng: random.Random, scene: Scene, phrases: list[Said], facts: f
 
 
 def dress(rng: random.Random, text: str, style: str) -> str:
-    """Put a beginning before the text, with the style where one is given,
-    and perhaps a full stop behind it."""
+    """Put a beginning before the text, with the style where one is given, and perhaps a full stop behind it."""
     if style == "drawing":
         text = rng.choice((f"a pencil drawing of {text}", f"a drawing of {text}",
                            f"{text} as a pencil drawing"))
@@ -112,8 +111,7 @@ EVERYTHING = "everything"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer (in a short or long form), the facts both tell
-    and the facts the answer needs."""
+    """A question, its answer (in a short or long form), the facts both tell and the facts the answer needs."""
 
     question: str
     answer: str
@@ -200,8 +198,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Story:
-    """Captions of a plot, and for each frame the facts a reader of the captions up to it knows,
-    and one who also saw
+    """Captions of a plot, and for each frame the facts a reader of the captions up to it knows, and one who also saw
     all earlier pictures."""
 
     captions: tuple[str, ...]

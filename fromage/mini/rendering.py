@@ -116,8 +116,7 @@ def write_tables(folder: Path, count: int, seed: int) -> None:
 
 # %% ../../nbs/mini/06_rendering.ipynb #e420ea6f
 def write_vist(folder: Path, albums: int, seed: int) -> None:
-    """VIST's story-in-sequence json with its images and the truth of each image
-    (also of those that are missing)."""
+    """VIST's story-in-sequence json with its images and the truth of each image (also of those that are missing)."""
     (folder / "images").mkdir(parents=True)
     rng, images, annotations, truth = random.Random(f"vist {seed}"), [], [], {}
     for album in range(albums):
@@ -160,8 +159,7 @@ CONTENT = re.compile(r"\b(" + "|".join(TELLING) + r")\b")
 
 
 def relevance(scene: Scene, answer: str, candidate: str) -> float:
-    """How well a candidate stands in for the true answer:
-    1 the same in other words, 0.5 and more overlapping, else 0."""
+    """How well a candidate stands in for the true answer: 1 the same in other words, 0.5 and more overlapping, else 0."""
     told, said = set(CONTENT.findall(answer)), set(CONTENT.findall(candidate))
     true = {word for thing in scene.things for word in (thing.kind, thing.colour, thing.size, thing.place)}
     if candidate == answer:
@@ -174,8 +172,7 @@ def relevance(scene: Scene, answer: str, candidate: str) -> float:
 
 def choose_options(rng: random.Random, pool: list[str], answer: str,
                    near: list[str]) -> tuple[list[str], int]:
-    """100 different answers in random order, the true one and some to like questions among them,
-    and its place."""
+    """100 different answers in random order, the true one and some to like questions among them, and its place."""
     others = sorted({text for text in rng.sample(near, min(len(near), 30)) + ["yes", "no"]} - {answer})
     others += rng.sample(sorted(set(pool) - set(others) - {answer}), 99 - len(others))
     options = [answer, *others]
@@ -234,8 +231,7 @@ def ensure_world(folder: str | Path = "data/mini/rendered", sizes: WorldSizes = 
     with FileLock(paths.folder.with_name(f".{paths.folder.name}.lock")):
         if paths.index.is_file() and json.loads(paths.index.read_text())["key"] == key:
             return paths
-        begin = time.perf_counter()
-        fresh = WorldPaths(paths.folder.with_name(f".{paths.folder.name}.partial"))
+        begin, fresh = time.perf_counter(), WorldPaths(paths.folder.with_name(f".{paths.folder.name}.partial"))
         shutil.rmtree(fresh.folder, ignore_errors=True)
         for split, count in (("train", sizes.train), ("validation", sizes.validation)):
             write_shards(fresh.folder / "cc3m" / split, split, count, sizes.shard, sizes.seed)
