@@ -79,7 +79,8 @@ class Hold(AbstractContextManager):
         except OSError as error:
             if hasattr(self, "lock"):
                 self.lock.release(force=True)
-            raise FolderHeld(f"{self.folder}: no folder that can be written ({error.strerror or error})") from None
+            reason = error.strerror or error
+            raise FolderHeld(f"{self.folder}: no folder that can be written ({reason})") from None
 
     def find_holder(self) -> str:
         """Who holds the folder; a note is written just behind the lock, so it may be a moment late."""

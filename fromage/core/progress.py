@@ -69,7 +69,8 @@ class Progress:
         seconds = time.monotonic() - self.start
         left = (self.total or 0) - self.count
         each = seconds / self.count if self.count and seconds >= 1 else 0
-        pace = f", {1 / each:.3g}/s" + f", {timedelta(seconds=round(left * each))} left" * (left > 0) if each else ""
+        rest = f", {timedelta(seconds=round(left * each))} left" if left > 0 else ""
+        pace = f", {1 / each:.3g}/s{rest}" if each else ""
         share = f"/{self.total} ({self.count / max(self.total, 1):.0%})" if self.total is not None else ""
         return f"{self.label}: {self.count}{share}, {seconds:.0f} s{pace}{', ' * bool(self.note)}{self.note}"
 

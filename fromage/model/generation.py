@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (Cache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper,
+                          TopPLogitsWarper)
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -232,7 +233,8 @@ def end_reply(reply: Reply, vocabulary: Vocabulary, decoding: Decoding) -> None:
     if place is not None:
         reply.text = reply.text[:place]
         reply.ended = "stop"
-    elif reply.ids and reply.ids[-1] == vocabulary.ret_id and reply.ids.count(vocabulary.ret_id) == decoding.max_rets:
+    elif (reply.ids and reply.ids[-1] == vocabulary.ret_id
+          and reply.ids.count(vocabulary.ret_id) == decoding.max_rets):
         reply.ended = "last image"
     elif not reply.ended and len(reply.ids) == decoding.max_new_tokens:
         reply.ended = "length"
