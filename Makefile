@@ -8,7 +8,7 @@
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
-# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack/mutations.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make docs      build the documentation site, _docs/site/index.html, and follow every link
 # make outputs   run the library's notebooks and store their small outputs in them
