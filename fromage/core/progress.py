@@ -90,12 +90,11 @@ class Progress:
             self.terminal.write(repr(self), last)
 
     def __iter__(self) -> Iterator:
-        interval = 0.5 if self.in_kernel else 5.0
         try:
             for item in self.iterable:
                 yield item
                 self.count += 1
-                if time.monotonic() - self.shown >= interval:
+                if time.monotonic() - self.shown >= (0.5 if self.in_kernel else 5.0):
                     self.show()
         finally:  # also where the loop is left early: the last state is what gets stored
             if self.in_kernel or self.shown > self.start:
