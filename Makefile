@@ -7,9 +7,9 @@
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
-# make compose   train the remedies for orders about style (some 20 minutes); writes reports/compose-mini
+# make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
-# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack/mutations.json
 # make verify    make a record's run again and compare every figure: make verify RECORD=reports/train-mini.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make docs      build the documentation site, _docs/site/index.html, and follow every link

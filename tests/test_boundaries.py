@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacking import mutate
+from mutations import mutate
 
 from fromage.core.config import ROOT
 from fromage.study.answers import import_table, read_label_studio, read_ratings, write_label_studio

@@ -91,13 +91,10 @@ class Page:
         self.seed = seed
         self.threaded = threaded
         self.dialogue = Dialogue()
-        self.attached = []
-        self.queue = []
-        self.views = {}
-        self.choices = []  # fields of other modules that rest while a reply is written
+        self.attached, self.queue, self.views = [], [], {}
+        self.choices = []  # fields of other modules, which rest while a reply is written
         self.stopping = threading.Event()
-        self.busy = False
-        self.editing = False
+        self.busy = self.editing = False
         self.kept = 0
         self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
         self.log = VBox([self.messages])
@@ -119,9 +116,7 @@ class Page:
                                tooltip="Go on with a dialogue that was saved as JSON")
         self.attachments = Box(layout={"flex_flow": "row wrap"})
         self.picks = VBox()
-        self.saved = note()
-        self.copying = note()
-        self.head = note()
+        self.saved, self.copying, self.head = note(), note(), note()
         self.sections = VBox(layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
         self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"})
                         for name, label, about in BUTTONS}

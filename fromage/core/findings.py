@@ -269,4 +269,6 @@ def note_finding(record: RunRecord) -> str:
     drawn = record.run in ("pretrain_mini", "ablate", "claims") or "data/mini/" in str(record.config)
     drawn = drawn or record.config.get("preset") == "mini"
     record.limits = f"{BEYOND_THE_WORLD if drawn else DATA}; {more}"
-    return "" if not record.finding else f"**{record.finding}**\n\n*What this does not show*: {record.limits}.\n"
+    if not record.finding:
+        return ""
+    return f"**{record.finding}**\n\n*What this does not show*: {record.limits}.\n"

@@ -192,8 +192,8 @@ FROZEN_CLAIMS = (
     ablation("Freezing the language model keeps story retrieval", "12.8 against 6.2", "baseline", FULL_STORY,
              "frozen minus all layers tuned, at the same rate",
              "Does freezing the language model keep story retrieval (R@1, %)?"),
-    ablation("Freezing keeps story retrieval over four times the steps", "", "four times the steps", FULL_STORY,
-             "both trained four times as long"),
+    ablation("Freezing keeps story retrieval over four times the steps", "", "four times the steps",
+             FULL_STORY, "both trained four times as long"),
     ablation("Freezing keeps dialogue", "14.6 against 1.0", "baseline", ANSWER_RANKS,
              "frozen minus all layers tuned, at the same rate; the published defects mended"),
     ablation("Freezing keeps dialogue, by the published scripts", "14.6 against 1.0", "baseline",
@@ -206,8 +206,8 @@ FROZEN_CLAIMS = (
              TUNED_LONGER, LOSS_REACHED, "the rate at which tuning does least harm"),
     ablation("Freezing keeps learning in context", "", "baseline", "naming, 2 shots: accuracy",
              "two pictures each of two new words, frozen minus all layers tuned"),
-    ablation("Freezing keeps the ability to read", "", "baseline", "text alone: nats a token (less is better)",
-             "held-out texts, all layers tuned minus frozen"),
+    ablation("Freezing keeps the ability to read", "", "baseline",
+             "text alone: nats a token (less is better)", "held-out texts, all layers tuned minus frozen"),
 )
 
 # %% ../../nbs/core/11_paper.ipynb #9a9e0031

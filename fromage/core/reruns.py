@@ -6,7 +6,7 @@
 __all__ = ['ESTIMATE', 'TIMED', 'OUTCOMES', 'spread_config', 'given_parameters', 'command_words', 'command_of', 'measure_threads',
            'note_threads', 'start_run', 'changed_parents', 'rerun_parameters', 'thread_environment', 'refuse_long',
            'rerun', 'figures', 'close', 'Compared', 'judge', 'compare_figures', 'compare_origins', 'describe_origins',
-           'verdict_words', 'comparison_rows']
+           'verdict_words', 'comparison_frame']
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0003
 import json
@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from .answers import read_defaults
 from .config import resolve_path
@@ -196,8 +198,9 @@ def judge(name: str, before: Any, after: Any, tolerance: float) -> str:
     if close(before, after, tolerance):
         return "within the tolerance"
     estimates = all(isinstance(each, Mapping) and set(each) == ESTIMATE for each in (before, after))
-    if estimates and None not in (before["low"], before["high"], after["value"]):
-        inside = before["low"] <= after["value"] <= before["high"]
+    if estimates and None not in (*before.values(), *after.values()):
+        inside = before["low"] <= after["value"] <= before["high"] and (
+            after["low"] <= before["value"] <= after["high"])
         counted = all(before[count] == after[count] for count in ("n_used", "n_total"))
         return "within the interval" if inside and counted else "different"
     return "different"
@@ -232,11 +235,13 @@ def describe_origins(origins: Mapping[str, Sequence]) -> str:
 
 
 def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
-                  changed: Sequence[str] = ()) -> tuple[str, str]:
-    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why."""
+                  changed: Sequence[str] = (), accept: str = "tolerance") -> tuple[str, str]:
+    """Whether a record is reproduced, not reproduced or not judged (its inputs are others), and why;
+    `accept`: what is reproduced at the worst, equal, tolerance or interval."""
+    accepted = ("a time", *OUTCOMES[:("equal", "tolerance", "interval").index(accept) + 1])
     counts = Counter(each.outcome for each in compared)
     judged = sum(counts.values()) - counts["a time"]
-    wrong = [each.name for each in compared if each.outcome in ("different", "missing")]
+    wrong = [each.name for each in compared if each.outcome not in accepted]
     parts = [f"{counts[each]:,} {each}" + f" of {tolerance:g}" * (each == OUTCOMES[1])
              for each in OUTCOMES[:-1] if counts[each]]
     verdict = "reproduced" if not wrong else "not judged" if changed else "not reproduced"
@@ -245,8 +250,8 @@ def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
     return verdict, f"{name} is {verdict}: of {judged:,} figures {', '.join(parts)}{first}{inputs}."
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0020
-def comparison_rows(compared: Sequence[Compared], most: int = 40) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of what is not equal, by how wrong it is; at most `most`."""
+def comparison_frame(compared: Sequence[Compared], most: int = 40) -> pd.DataFrame:
+    """What is not equal, by how wrong it is; at most `most` lines."""
     def show(value: Any) -> str:
         if isinstance(value, Mapping) and set(value) == ESTIMATE:
             return str(Estimate(**value)) if value["value"] is not None else "–"
@@ -254,5 +259,5 @@ def comparison_rows(compared: Sequence[Compared], most: int = 40) -> tuple[list[
     order = ("different", "missing", "within the interval", "within the tolerance", "a time")
     chosen = sorted((each for each in compared if each.outcome != "equal"),
                     key=lambda each: order.index(each.outcome))
-    header = ["figure", "in the record", "in the rerun", "it is"]
-    return header, [[each.name, show(each.before), show(each.after), each.outcome] for each in chosen[:most]]
+    rows = [(each.name, show(each.before), show(each.after), each.outcome) for each in chosen[:most]]
+    return pd.DataFrame(rows, columns=["figure", "in the record", "in the rerun", "it is"])

@@ -102,7 +102,9 @@ def describe_figures(record: RunRecord | None) -> list[str]:
             for name, each in estimates_of(record.metrics)] if record else []
     table = ["Rates from 0 to 100 with 95 % bootstrap intervals over items.", "",
              *markdown_table(written_as(pd.DataFrame(rows), {"value": ".1f"})).splitlines()]
-    limits = f"These figures do not show: {record.limits}." if record and record.limits else "No limits were recorded."
+    limits = "No limits were recorded."
+    if record and record.limits:
+        limits = f"These figures do not show: {record.limits}."
     return ["## Figures", *(table if rows else ["None were recorded."]), "", "## Limits", limits]
 
 # %% ../../nbs/model/17_cards.ipynb #ca12000d

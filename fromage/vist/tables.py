@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.metrics import retrieval_estimates
+from ..core.metrics import retrieval_estimates, search_chance
 from ..core.reporting import write_rate, written_as
 from ..model.model import Fromage
 from ..model.retrieval import build_index
-from .retrieval import ALL_BUT_LAST, CONTEXTS, Context, StorySet, chance_recall, embed_contexts, row_name
+from .retrieval import ALL_BUT_LAST, CONTEXTS, Context, StorySet, embed_contexts, row_name
 
 # %% ../../nbs/vist/03_tables.ipynb #e74ca47f
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def story_frame(rows: Mapping[str, Mapping[str, Any]], stories: StorySet) -> pd.
                       "stories": f"{found['R@1'].n_used} of {found['R@1'].n_total}",
                       "gallery": f"{size} of {stories.n_images}" + ", 4 shown left out" * row.endswith("†"),
                       "paper: R@1 / R@5 / R@10": PAPER_TABLE.get(row)})
-    chance = {name: chance_recall(size, k) for name, k in zip(recalls, (1, 5, 10))}
-    lines.append({"model, context": "chance", **chance, "median rank": (size + 1) / 2,
+    chance = search_chance(size)
+    lines.append({"model, context": "chance", **chance, "median rank": chance["mean rank"],
                   "gallery": f"{size} of {stories.n_images}"})
     lines.extend({"model, context": f"{row} (quoted)", "paper: R@1 / R@5 / R@10": printed}
                  for row, printed in PAPER_TABLE.items() if row not in rows)
