@@ -99,7 +99,6 @@ class Page:
         self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
         self.log = VBox([self.messages])
         self.log.add_class("fromage-log")
-        self.log.tabbable = True  # arrow keys scroll it
         self.asked, self.growing = note(), note()  # a question and its answer while that is being written
         self.live = VBox([self.asked, self.growing], layout={"overflow": "visible"})
         self.about = note()

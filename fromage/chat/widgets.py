@@ -80,7 +80,7 @@ PAGE_STYLE = f"<style>{PALETTE}" + """
 .fromage button.fromage-section { text-align: left; font-weight: 600; font-size: 14px;
   background: var(--theirs);
   border-radius: 6px; color: var(--ink); }
-.fromage button.fromage-picture:hover, .fromage :focus-visible { outline: 3px solid var(--focus) !important;
+.fromage button.fromage-picture:hover, .fromage.fromage.fromage :focus-visible { outline: 3px solid var(--focus) !important;
   outline-offset: -2px; }
 .fromage input::placeholder { color: var(--soft); opacity: 1; } .fromage a { color: var(--focus); }
 .fromage .status { padding: 4px 2px; color: var(--ink); min-height: 24px; overflow-wrap: anywhere; }
