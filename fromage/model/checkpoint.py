@@ -12,7 +12,7 @@ __all__ = ['SHARED_NAME', 'RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAG
 import hashlib
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ def load_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
             return load_released(path)
         path = resolve_path(path) / SHARED_NAME
     tensors, header = load_tensors(path, "checkpoint", verify)
+    allowed = {item.name for item in fields(Checkpoint)} - {"tensors"}
+    if not {"config", "vision_width"} <= set(header) <= allowed or not isinstance(header["config"], dict):
+        raise CheckpointError(f"{path}: no checkpoint, or a damaged one; its header has {sorted(header)}, "
+                              f"allowed are {sorted(allowed)}")
     config = change(Config(), **header.pop("config"))
     return Checkpoint(tensors, config, **header)
 
