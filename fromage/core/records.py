@@ -261,7 +261,7 @@ def load_record(path: str | Path) -> RunRecord:
         known = {item.name for item in fields(RunRecord)}
         missing = {"run", "seed", "config", "metrics"} - set(values)
         unknown = set(values) - known
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a run record, {error}") from None
     if missing or unknown:
         raise ValueError(f"{path}: not a run record; missing {sorted(missing)}, unknown {sorted(unknown)}")
