@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import nbformat
@@ -110,11 +109,6 @@ class Found(BaseException):
 def interrupt(*_: object) -> None:
     """Ends what takes too long."""
     raise Found(f"still running after {PATIENCE} s")
-
-
-def give_up(number: int, frame: FrameType | None) -> None:
-    """Ends a read that hangs."""
-    raise Found(f"still running after {PATIENCE} s of its time")
 
 
 def judge(read: Callable[[], Any], refusals: tuple[type[Exception], ...] = (ValueError, OSError)) -> str:

@@ -46,7 +46,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def fuzz(path: Path, good: Any, read: Callable[[], Any], seed: int, rounds: int = 150) -> set[str]:
     """The outcomes of reading mutations of `good`, written to `path`, and of what is no JSON of ours at all."""
     rng = random.Random(seed)
-    texts = [json.dumps(mutate(good, rng)) for _ in range(rounds)] + ["[" * 100_000, "", "{", "null", "3", "[]"]
+    texts = [json.dumps(mutate(good, rng)[0]) for _ in range(rounds)] + ["[" * 100_000, "", "{", "null", "3", "[]"]
     found = set()
     for text in texts:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -94,7 +94,7 @@ def test_mutated_answers(study: Study, tmp_path: Path) -> None:
     path = tmp_path / f"{rater}.jsonl"
     for _ in range(150):
         place = rng.randrange(len(lines))
-        changed = [mutate(line, rng) if place == number else line for number, line in enumerate(lines)]
+        changed = [mutate(line, rng)[0] if place == number else line for number, line in enumerate(lines)]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
         read_ratings(study, key, tmp_path)
         ratings_path(study, rater).write_bytes(path.read_bytes())
