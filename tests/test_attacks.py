@@ -96,7 +96,7 @@ def test_memory_is_of_the_case_and_of_its_children(monkeypatch: pytest.MonkeyPat
             subprocess.run([sys.executable, "-c", code.format(size)], check=True)
     assert judge(lambda: take(20)) == "read" and ballast.any()
     with pytest.raises(Found, match="MiB"):
-        judge(lambda: take(800))
+        judge(lambda: take(800 if inside else 2500))  # a child that has ended counts where it was larger than this process ever
 
 
 def test_mutations_differ() -> None:
