@@ -2,6 +2,7 @@
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
+# make owner     watch a study and lead raters back, at http://127.0.0.1:8868: make owner STUDY=data/runs/told/study ADDRESS=http://127.0.0.1:8867/
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
@@ -89,11 +90,13 @@ compose: environment
 conformance: environment
 	@OMP_NUM_THREADS=1 python -m fromage.model.architectures
 
-.PHONY: demo rate
+.PHONY: demo rate owner
 demo: environment
 	@python -m fromage.chat.command demo --port $(or $(PORT),8866)
 rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
+owner: environment
+	@python -m fromage.study.owner --port $(or $(PORT),8868) --study "$(STUDY)" --address "$(ADDRESS)"
 
 # The network is used here; what is there already is not fetched again.
 .PHONY: smollm2 pictures wordnet

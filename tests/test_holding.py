@@ -18,7 +18,7 @@ FOLDERS = {"ablate": "cache", "analyse_ratings": "output", "compose": "output", 
            "tutorial": "output"}
 REPORTS = ("benchmark", "claims", "eval_knowledge", "eval_vist", "show_examples", "verify")
 LATE = ("prepare", "train")  # behind the features: tested with their own subjects
-NOTHING = ("chat", "rate_stories")  # the pages: an open journal is held by its own lock
+NOTHING = ("chat", "rate_stories", "watch_study")  # the pages: an open journal is held by its own lock, the last one writes nothing
 PROGRAM = """
 import sys
 from fromage.core.folders import Hold, hold_report

@@ -27,7 +27,8 @@ from ..core.records import atomic_path, hash_file, hash_value, write_json
 from ..data.captions import read_local
 from ..data.sources import BadImage, decode_image
 from ..mini.rendering import ensure_world
-from .folder import Item, Study, Visit, balanced_square, key_path, open_study, share_out
+from .folder import (Item, Study, Visit, balanced_square, draw_completion, key_path,
+                                  open_study, share_out)
 from .specification import Specification, read_specification
 from ..vist.stories import STORY_LENGTH, VistStory, read_stories
 from ..vist.telling import Telling, human_telling
@@ -259,8 +260,10 @@ def write_study(specification: Specification, tellings: Sequence[Telling], image
             for number, code in enumerate(codes)}
     hashes = {name: hash_file(folder / "images" / name) for name in sorted(builder.pictures.values())}
     items = [builder.items[name] for name in sorted(builder.items)]  # sorted: the file's order tells no kind
-    content = {"specification": asdict(specification), "items": [asdict(item) for item in items], "images": hashes,
+    content = {"specification": specification.plain(), "items": [asdict(item) for item in items], "images": hashes,
                "plan": {code: [asdict(visit) for visit in visits] for code, visits in plan.items()}}
+    if specification.completion.codes == "each":
+        content["completion"] = draw_completion(codes, secret)
     about = {"study": hash_value(content), "secret": secret, "items": builder.key}
     write_json(key_path(folder), about)
     write_json(folder / "study.json", content | {"hash": about["study"]})
