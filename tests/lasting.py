@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api
+from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api, wait_for_rest
 from house_rules import ROOT
 from processes import Watch
 
 SESSIONS, MOST_GROWTH = 4, 5.0  # %
+START = 1800.0  # seconds that a kernel may take to be ready, on a machine that does much else
 EVERY = 5.0  # seconds from one look at the memory to the next
 SAID = ("what do you see?", "show me a red ball on the grass", "Q: what colour is the ball?\nA:", "show me a big blue box at night",
         "is there a boat?", "find a small yellow ball", "tell me more", "show me two things on the sand")
@@ -95,7 +96,7 @@ def wait_for_state(training: subprocess.Popen, folder: Path) -> Path:
     state = folder / "training" / "state.safetensors"
     while not state.exists():
         assert training.poll() is None, (folder / "training.txt").read_text()[-2000:]
-        time.sleep(0.1)
+        time.sleep(0.5)
     return state
 
 
@@ -113,7 +114,8 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, headless=True)
             visits = []
-            for _ in range(SESSIONS):
+            for number in range(SESSIONS):
+                wait_for_rest(server, number, START)
                 visit = Visit(browser, server.address)
                 visit.page.on("pageerror", lambda error: seen.errors.append(f"in the page: {error}"))
                 visit.expect_empty()

@@ -204,7 +204,7 @@ def show_item(page: RatingPage, session: Session) -> None:
 # %% ../../nbs/study/04_page.ipynb #bc5684fc
 def serve_study(arguments: Sequence[str] | None = None) -> None:
     """The command line of `make rate`; ends with a message where the folder holds no study."""
-    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, idle=60, arguments=arguments,
+    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, arguments=arguments,
               check=lambda given: open_study(given["study"]) if "study" in given else None)
 
 # %% ../../nbs/study/04_page.ipynb #0a85a89b
