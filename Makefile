@@ -7,8 +7,10 @@
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
+# make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
 # make attack    mutate files and parameters 50,000 times; the record is data/runs/attack/mutations.json
+# make verify    make a record's run again and compare every figure: make verify RECORD=reports/train-mini.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make docs      build the documentation site, _docs/site/index.html, and follow every link
 # make outputs   run the library's notebooks and store their small outputs in them
@@ -77,6 +79,12 @@ benchmark: environment
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
 	python -m fromage.core.pages reports/benchmark-mini.ipynb
 
+.PHONY: compose
+compose: environment
+	papermill nbs/compose.ipynb reports/compose-mini.ipynb -p remedies all -p seeds 3 -p steps 80 -p learning_rate 0.006 -p train_examples 12000 \
+	  -p validation_examples 600 -p output data/runs/compose-mini -p report reports/compose-mini </dev/null
+	python -m fromage.core.pages reports/compose-mini.ipynb
+
 .PHONY: conformance
 conformance: environment
 	@OMP_NUM_THREADS=1 python -m fromage.model.architectures
@@ -101,7 +109,7 @@ knowledge: environment
 	-@python -m fromage.real.drawings
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p seeds 3 -p report reports/eval_knowledge-emoji </dev/null
-	python -m fromage.core.reporting reports/eval_knowledge-emoji.ipynb
+	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture
@@ -113,6 +121,12 @@ picture: environment
 .PHONY: attack
 attack: environment
 	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
+
+# Fails where a figure is different. LIMIT: seconds that the record's run may have taken.
+.PHONY: verify
+verify: environment
+	@mkdir -p data/runs/verify
+	papermill nbs/verify.ipynb data/runs/verify/verify.ipynb -p record "$(RECORD)" -p limit $(or $(LIMIT),600) </dev/null
 
 # The drawing in the README.
 .PHONY: rooms

@@ -2,11 +2,15 @@
 
 import ast
 import copy
+import io
 import json
+import pickle
 import random
 import re
 import shutil
 import signal
+import sys
+import tempfile
 import time
 import tomllib
 import traceback
@@ -21,6 +25,37 @@ import nbformat
 import numpy as np
 import torch
 from house_rules import ROOT
+from PIL import Image
+
+from fromage.chat.dialogue import Dialogue, ask, give_answer
+from fromage.chat.pictures import read_picture
+from fromage.chat.transcripts import export_json, import_json
+from fromage.core.journals import Journal, LineJournal
+from fromage.core.parameters import read_parameters
+from fromage.core.presets import change, get_preset
+from fromage.core.records import load_record, start_record
+from fromage.core.tensors import load_newest, save_tensors
+from fromage.data.captions import open_captions
+from fromage.data.sources import BadImage, ImageFolder, decode_image
+from fromage.mini.rendering import write_shards, write_tables
+from fromage.model.checkpoint import load_checkpoint, load_released, load_released_gallery, save_checkpoint
+from fromage.model.galleries import load_index, save_index
+from fromage.model.model import Fromage
+from fromage.model.release import save_released
+from fromage.model.retrieval import ImageIndex
+from fromage.networks.features import extract_features
+from fromage.networks.stand_ins import stand_in_language_model
+from fromage.networks.stores import open_features
+from fromage.networks.towers import preprocess_image
+from fromage.study.answers import (export_table, import_table, read_label_studio, read_ratings,
+                                   write_label_studio)
+from fromage.study.blinding import ensure_practice
+from fromage.study.folder import open_key, open_study
+from fromage.study.session import Session, agree, record_answer
+from fromage.study.specification import make_specification, read_specification
+from fromage.visdial.dialogues import read_dialogues
+from fromage.vist.stories import read_stories
+from fromage.vist.telling import human_telling, load_tellings, save_tellings
 from mutations import ODD, mutate_bytes, mutate_text
 from processes import Growth
 
@@ -209,7 +244,6 @@ def declared_parameters() -> Iterator[tuple[str, str]]:
 
 def attack_parameters(source: str, rng: random.Random) -> tuple[str, Callable[[], str]]:
     """One to three parameters of a run with odd values, or a name that it has not; the kind, and the attempt."""
-    from fromage.core.parameters import read_parameters
     namespace: dict[str, Any] = {}
     exec(source, namespace)
     limits = namespace.pop("LIMITS")
@@ -223,8 +257,6 @@ def attack_parameters(source: str, rng: random.Random) -> tuple[str, Callable[[]
 
 def picture(colour: tuple[int, int, int], form: str) -> bytes:
     """A small picture's file."""
-    import io
-    from PIL import Image
     pixels = np.random.default_rng(sum(colour)).integers(0, 256, (20, 24, 3), np.uint8)
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     image.paste(colour, (0, 0, 12, 12))
@@ -234,9 +266,6 @@ def picture(colour: tuple[int, int, int], form: str) -> bytes:
 
 def caption_targets(place: Path) -> Iterator[Target]:
     """Everything that is read as captioned images."""
-    from fromage.data.captions import open_captions
-    from fromage.data.sources import BadImage, decode_image
-    from fromage.mini.rendering import write_shards, write_tables
 
     def take(path: Path, form: str, images: Path | None = None) -> None:
         for example in open_captions(path, form, images):
@@ -272,9 +301,6 @@ def caption_targets(place: Path) -> Iterator[Target]:
 
 def benchmark_targets(place: Path) -> Iterator[Target]:
     """VIST's, VisDial's and told stories' files."""
-    from fromage.visdial.dialogues import read_dialogues
-    from fromage.vist.stories import read_stories
-    from fromage.vist.telling import human_telling, load_tellings, save_tellings
     line = {"story_id": "1", "album_id": "2", "photo_flickr_id": "3", "text": "A dog.", "worker_arranged_photo_order": 0}
     story = {"images": [{"id": "3"}], "annotations": [[line | {"worker_arranged_photo_order": number}] for number in range(5)]}
     turn = {"question": 0, "answer": 7, "answer_options": [*range(100)], "gt_index": 7}
@@ -299,11 +325,6 @@ def benchmark_targets(place: Path) -> Iterator[Target]:
 
 def study_targets(place: Path) -> Iterator[Target]:
     """A study, its key, answers, exports and specification."""
-    from fromage.study.answers import export_table, import_table, read_label_studio, read_ratings, write_label_studio
-    from fromage.study.blinding import ensure_practice
-    from fromage.study.folder import open_key, open_study
-    from fromage.study.session import Session, agree, record_answer
-    from fromage.study.specification import make_specification, read_specification
     made = ensure_practice(place / "made" / "study", secret="fixed")
     rater = next(iter(made.plan))
     session = Session(made, rater)
@@ -345,19 +366,6 @@ def study_targets(place: Path) -> Iterator[Target]:
 
 def store_targets(place: Path) -> Iterator[Target]:
     """Feature stores, indexes, checkpoints, states, journals and records."""
-    from fromage.core.presets import change, get_preset
-    from fromage.core.journals import Journal
-    from fromage.core.records import load_record, start_record
-    from fromage.core.tensors import load_newest, save_tensors
-    from fromage.model.checkpoint import load_checkpoint, save_checkpoint
-    from fromage.model.galleries import load_index, save_index
-    from fromage.model.model import Fromage
-    from fromage.model.retrieval import ImageIndex
-    from fromage.data.sources import ImageFolder
-    from fromage.networks.features import extract_features
-    from fromage.networks.stores import open_features
-    from fromage.networks.stand_ins import stand_in_language_model
-
     (place / "photos").mkdir()
     for number in range(3):
         (place / "photos" / f"{number}.png").write_bytes(picture((number, 9, 9), "PNG"))
@@ -399,7 +407,6 @@ class PatchTower:
 
     def preprocess(self, image: Any, squash: bool = False) -> torch.Tensor:
         """Pixels (3, 8, 8)."""
-        from fromage.networks.towers import preprocess_image
         return preprocess_image(image, self.image_size, (0, 0, 0), (1, 1, 1), squash=squash)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -409,16 +416,6 @@ class PatchTower:
 
 def release_targets(place: Path) -> Iterator[Target]:
     """The released format, dialogues, and a language model's own files."""
-    import pickle
-
-    from fromage.chat.dialogue import Dialogue, ask, give_answer
-    from fromage.chat.transcripts import export_json, import_json
-    from fromage.chat.pictures import read_picture
-    from fromage.core.presets import change, get_preset
-    from fromage.model.checkpoint import load_released, load_released_gallery
-    from fromage.model.model import Fromage
-    from fromage.model.release import save_released
-    from fromage.networks.stand_ins import stand_in_language_model
     torch.manual_seed(0)
     model = Fromage(*stand_in_language_model("opt", spare_rows=7), 24, 2, 8)
     named = change(get_preset("small"), visual_tokens=2, retrieval_dim=8)
@@ -449,7 +446,6 @@ def make_targets(place: Path) -> list[Target]:
 
 def attack_on(cases: int, folder: str, scratch: Path) -> Tally:
     """`cases` attacks, noted in a journal in `folder` as they are made: one that was interrupted goes on."""
-    from fromage.core.journals import LineJournal
     with LineJournal(f"{folder}/mutations.jsonl", {"attacks": 1, "seed": 0}) as journal:
         done = [Case(**line) for line in journal.lines[:cases]]
         return attack_all(make_targets(scratch), cases, done=done, note=lambda case: journal.add(asdict(case)))
@@ -457,9 +453,6 @@ def attack_on(cases: int, folder: str, scratch: Path) -> Tally:
 
 def main(cases: int, folder: str) -> int:
     """Attacks, writes the record of what was tried, and prints what was found; how much that is."""
-    import tempfile
-
-    from fromage.core.records import start_record
     record = start_record("mutations", {"cases": cases}, 0)
     with tempfile.TemporaryDirectory() as scratch:
         tally = attack_on(cases, folder, Path(scratch))
@@ -474,5 +467,4 @@ def main(cases: int, folder: str) -> int:
 
 
 if __name__ == "__main__":
-    import sys
     sys.exit(bool(main(int(sys.argv[1]), sys.argv[2])))

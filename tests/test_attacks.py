@@ -19,6 +19,7 @@ from fromage.core.journals import parse_line, write_line
 from fromage.data.sources import BadImage, resolve_inside
 
 CASES = 2000
+GOING_ON = ("pairs", "pictures", "shards", "training state")  # a bad example is counted, a damaged state has an earlier one
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
                       lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12)
 
@@ -29,7 +30,7 @@ def test_mutated_files_and_parameters(tmp_path: Path) -> None:
     assert tally.found == []
     summary = tally.summary()
     assert len(tally.cases) == CASES and min(each["cases"] for each in summary["readers"].values()) > 50
-    assert all(each["refused"] for each in summary["readers"].values()) and sum(tally.refusals().values()) > 100
+    assert all(each["refused"] for name, each in summary["readers"].items() if name not in GOING_ON) and sum(tally.refusals().values()) > 100
     assert set(summary["kinds"]) >= {*BYTES, "an odd value", "a value left out", "a name that is none"}
     assert min(each["cases"] for each in summary["kinds"].values()) > 5
 
@@ -95,7 +96,7 @@ def test_memory_is_of_the_case_and_of_its_children(monkeypatch: pytest.MonkeyPat
             subprocess.run([sys.executable, "-c", code.format(size)], check=True)
     assert judge(lambda: take(20)) == "read" and ballast.any()
     with pytest.raises(Found, match="MiB"):
-        judge(lambda: take(800))
+        judge(lambda: take(800 if inside else 2500))  # a child that has ended counts where it was larger than this process ever
 
 
 def test_mutations_differ() -> None:

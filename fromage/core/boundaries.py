@@ -71,7 +71,8 @@ def name_shape(shape: Any) -> str:
     if isinstance(shape, list):
         return f"a list of {name_shape(shape[0])}"
     if isinstance(shape, dict):
-        return "an object" if str in shape else f"an object with {', '.join(name for name in shape if name[-1] != '?')}"
+        required = ", ".join(name for name in shape if str not in shape and name[-1] != "?")
+        return "an object" if str in shape else f"an object with {required}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     return words.get(shape, "anything")
 

@@ -6,7 +6,7 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -219,13 +219,45 @@ def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
                                ("definitions", "of a lexicographer's definition ")))), (
         "that a network has learned to see: pictures are principal components of their pixels")
 
+# %% ../../nbs/core/04_findings.ipynb #f1nd0040
+def best_remedy(metrics: Mapping[str, Any]) -> str:
+    """The remedy that follows most orders about style and keeps the object; empty where none was tried."""
+    right = {name: look(row, "right") for name, row in (look(metrics, "remedies") or {}).items()}
+    tried = {name: each.value for name, each in right.items() if each and name != "as shipped"}
+    return max(tried, key=tried.get) if tried else ""
+
+
+def find_compositions(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`compose`: the finding, and what it does not show."""
+    def right(*place: str) -> Any:
+        return look(metrics, *place, "right")
+
+    space = ("probes", "style, space of images")
+    best = best_remedy(metrics)
+    return sentences(
+        say(("an order for another style finds the picture's object in that style in {} %",
+             right("forms", "picture + words")),
+            ("without its words in {} %", right("forms", "picture alone")),
+            ("by two [RET]s averaged in {} %", right("forms", "two [RET]s averaged")),
+            ("with the picture in words in {} %", right("forms", "picture described")),
+            ("chance {:.1f} %", getattr(right("changes", "style", "chance"), "value", None))),
+        say(*((f"one for another {kind} in {{}} %", right("changes", kind, "picture + words"))
+              for kind in ("colour", "ground", "object"))),
+        say(("a linear probe reads the style of {} % of images in the space where they are found",
+             look(metrics, *space, "probe")),
+            ("the more frequent style is that of {:.1f} %", look(metrics, *space, "most frequent")),
+            ("the style is {:.1f} % of that space's variance", look(metrics, *space, "variance between"))),
+        say(("trained anew as shipped it is right in {} %", right("remedies", "as shipped")),
+            (f"with the best of the remedies, {best}, in {{}} %", right("remedies", best)))), (
+        "orders in other words, or about pictures of several things")
+
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
     "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues,
     "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
     "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
-    "eval_knowledge": find_knowledge}
+    "eval_knowledge": find_knowledge, "compose": find_compositions}
 
 
 def note_finding(record: RunRecord) -> str:
@@ -237,4 +269,6 @@ def note_finding(record: RunRecord) -> str:
     drawn = record.run in ("pretrain_mini", "ablate", "claims") or "data/mini/" in str(record.config)
     drawn = drawn or record.config.get("preset") == "mini"
     record.limits = f"{BEYOND_THE_WORLD if drawn else DATA}; {more}"
-    return "" if not record.finding else f"**{record.finding}**\n\n*What this does not show*: {record.limits}.\n"
+    if not record.finding:
+        return ""
+    return f"**{record.finding}**\n\n*What this does not show*: {record.limits}.\n"

@@ -62,7 +62,8 @@ def notebook_page(path: Path, target: Path) -> Path:
 # %% ../../nbs/core/22_site.ipynb #517e0008
 def records_page(folder: Path) -> str:
     """Markdown: question, answer, claims, figure and record of each report in a folder."""
-    parts = [f"# Reports\n{INTRODUCTION} `make reports` writes a page each. [Every claim](claims.md) has its own line; "
+    parts = [f"# Reports\n{INTRODUCTION} `make reports` writes a page each. "
+             "[Every claim](claims.md) has its own line; "
              "[which language models may stand in](conformance.md) is a table too."]
     for report in paper_order(read_reports(folder)[0]):
         picture = find_picture(report, folder)
@@ -173,7 +174,8 @@ class SiteError(ValueError):
 
 
 def build_site(source: Path, folder: Path) -> Path:
-    """Gather, build and check the site of the repository at `source` below `folder`; SiteError says what is wrong."""
+    """Gather, build and check the site of the repository at `source` below `folder`;
+    SiteError says what is wrong."""
     way = stage_site(source, folder / "pages")
     own = {"INHERIT": os.path.relpath(source / "mkdocs.yml", folder), "nav": way}
     own |= {"docs_dir": "pages", "site_dir": "site"}

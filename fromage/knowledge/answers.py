@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.metrics import Estimate, bootstrap, compare_pairs, hits, reciprocal_ranks, retrieval_estimates
+from ..core.metrics import (Estimate, bootstrap, compare_pairs, hits, reciprocal_ranks,
+                                  retrieval_estimates)
 from ..core.reporting import image_grid
 from .pictures import NamedPicture
 from .queries import KnowledgeQuery

@@ -53,7 +53,8 @@ def open_parts(pictures: str, language_model: str, wordnet: str, limit: int | No
         shown = read_pictures(pictures)[:limit]
     except FileNotFoundError:
         shown = stand_in_pictures(sorted({name for query in own for name in query.answers}))[:limit]
-        left["drawings"] = f"{pictures} is not there (make pictures); patterns stand in, which no figure should be quoted of"
+        left["drawings"] = (f"{pictures} is not there (make pictures); patterns stand in, "
+                            "which no figure should be quoted of")
     kept, lost = with_pictures(own, [picture.name for picture in shown])
     if lost:
         left["queries"] = f"{sum(lost.values())} without a right picture among {len(shown)}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOUR_WORDS', 'PROBES', 'Probe', 'colour_probe', 'summary_probe', 'story_probe', 'naming_probe', 'ask_probe',
-           'run_probes', 'held_out_perplexity']
+           'run_probes', 'held_out_perplexity', 'measure_reading']
 
 # %% ../../nbs/mini/04_probes.ipynb #160efa9a
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..core.metrics import Estimate, bootstrap
 from .documents import BOS, NAMES, answered, keys, plain
 from .language import caption, dialogue, plot, tell
 from .reading import Encoder, Encoded, collate, embed, text_loss
@@ -140,3 +141,11 @@ def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
             total += text_loss(model, batch)[0].item() * (len(ids) - 1)
             tokens += len(ids) - 1
     return math.exp(total / tokens)
+
+# %% ../../nbs/mini/04_probes.ipynb #3f1e277e
+def measure_reading(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
+                    count: int) -> dict[str, Estimate | float]:
+    """The estimate of each probe from `count` prompts, and the held-out perplexity of `count` texts."""
+    found = {f"probe: {name}": bootstrap(values)
+             for name, values in run_probes(model, tokenizer, count).items()}
+    return found | {"held-out perplexity per token": held_out_perplexity(model, tokenizer, count)}

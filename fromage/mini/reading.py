@@ -231,7 +231,8 @@ def look_behind(model: LlamaForCausalLM, heads: tuple[int, int], generator: torc
     found = orthonormal(width, 2 * HEAD, generator).split(HEAD, 1)
     for head, distance, directions in zip(heads, (1, 2), found, strict=True):
         attend_back(first, head, distance, read, directions)
-        second.q_proj.weight[head_rows(head)], second.k_proj.weight[head_rows(head)] = 2 * found[0].T, 2 * found[1].T
+        second.q_proj.weight[head_rows(head)] = 2 * found[0].T
+        second.k_proj.weight[head_rows(head)] = 2 * found[1].T
 
 
 def new_language_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int = 4,

@@ -31,14 +31,16 @@ from ..networks.stand_ins import stand_in_tokenizer
 # %% ../../nbs/model/09_architectures.ipynb #36c00005
 TINY_SIZES = ((r"vocab_size(_per_layer_input)?|n_vocab|n_words|encoder_hash_byte_group_vocab", None),
               (r"(shape|pronunciation)_vocab_size", None),
-              (r"(out_)?hidden_size|n_embd|d_model|dim|emb(edding)?_size|word_embed_proj_dim|emb(ed)?_dim|.*_embed_dim", 32),
+              (r"(out_)?hidden_size|n_embd|d_model|dim|emb(edding)?_size|word_embed_proj_dim|emb(ed)?_dim|"
+               r".*_embed_dim", 32),
               (r"adapter_(in|out)_dim|adapter_input_size", 32),
               (r"num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers", 2),
               (r"num_key_value_heads|num_kv_heads|n_kv_heads", 2),
               (r"num_attention_heads|n_heads?|(en|de)coder_attention_heads|attention_heads|num_heads", 4),
               (r"mamba_n_heads|n_mamba_heads", 4),
               (r"head_dim|d_kv", 8), (r"mamba_d_head|mamba_head_dim", 16),
-              (r".*intermediate_size.*|ffn_dim|n_inner|ffn_hidden_size|(en|de)coder_ffn_dim|d_ff|ffn_size|mamba_d_ssm", 64),
+              (r".*intermediate_size.*|ffn_dim|n_inner|ffn_hidden_size|(en|de)coder_ffn_dim|d_ff|ffn_size|"
+               r"mamba_d_ssm", 64),
               (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
               (r"num_experts_per_tok|moe_k|moe_top_?k", 2),
               (r"q_lora_rank|kv_lora_rank|o_lora_rank", 16), (r"qk_nope_head_dim|v_head_dim", 8),

@@ -42,8 +42,8 @@ def random_features(model: Fromage, count: int) -> Tensor:
 
 def plain_logits(model: Fromage, prompt: Prompt) -> Tensor:
     """Logits (T, C) after each token of a prompt that is read alone."""
-    return next_token_logits(model, run_language_model(model,
-                                                       embed_prompt(model, prompt)[None]).last_hidden_state[0])
+    output = run_language_model(model, embed_prompt(model, prompt)[None])
+    return next_token_logits(model, output.last_hidden_state[0])
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -146,8 +146,8 @@ def plain_training(model: Fromage, captions: list[list[int]], features: Tensor) 
         ids = ids[:len(captions[len(texts)])]
         visual = embed_images(model, image[None])[0]
         text = embed_tokens(model, ids)
-        states = run_language_model(model, torch.cat([visual, text[:-2]])[None]).last_hidden_state[0,
-                                                                                                   model.visual_tokens - 1:]
+        read = run_language_model(model, torch.cat([visual, text[:-2]])[None]).last_hidden_state[0]
+        states = read[model.visual_tokens - 1:]
         losses.append(F.cross_entropy(next_token_logits(model, states), ids[:-1],
                                       reduction="sum") / (words - len(captions)))
         output = run_language_model(model, text[None], all_layers=needs_all_layers(model))
@@ -238,6 +238,7 @@ def check_model(model: Fromage) -> None:
         return
     last = examine(model)[-1]
     if not last.passed:
-        reason = last.error or f"off by {last.distance:.2g} of the largest value, as this kind of model computes it"
+        off = f"off by {last.distance:.2g} of the largest value, as this kind of model computes it"
+        reason = last.error or off
         raise BackboneError(f"{kind} cannot be used exactly: {last.check}: {reason}")
     PASSED.add(key)

@@ -18,7 +18,8 @@ from ..core.config import resolve_path
 from ..core.records import atomic_path, hash_file, portable_path
 from ..core.tensors import CheckpointError, load_tensors, save_tensors
 from ..data.sources import ImageFolder
-from .checkpoint import Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery, load_tower
+from .checkpoint import (Checkpoint, checkpoint_key, load_checkpoint, load_released_gallery,
+                                      load_tower)
 from .model import TwoLayerMap
 from .retrieval import ImageIndex, index_features
 from ..networks.splits import open_store

@@ -90,7 +90,8 @@ def load_language_model(
         raise BackboneError(
             f"language model {name!r}: {error}\nAllowed is a folder with config.json, *.safetensors and a "
             "tokenizer, a "
-            f"GGUF file, or the name of a causal language model on the Hugging Face hub that {REACH}.") from error
+            "GGUF file, or the name of a causal language model on the Hugging Face hub "
+            f"that {REACH}.") from error
     if loading["missing_keys"]:
         raise BackboneError(f"language model {name!r}: its files lack the weights "
                             f"{sorted(loading['missing_keys'])}")

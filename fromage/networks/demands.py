@@ -105,7 +105,8 @@ def check_cache(language_model: PreTrainedModel) -> None:
             cache = cache_of(language_model(input_ids=ids, use_cache=True))
         except Exception as error:  # whatever a library raises at a plain text is a reason to refuse
             cause = (str(error).strip().splitlines() or [""])[0]
-            raise ValueError(f"{kind} cannot read a text by itself: {type(error).__name__}: {cause}") from error
+            said = f"{type(error).__name__}: {cause}"
+            raise ValueError(f"{kind} cannot read a text by itself: {said}") from error
         layers = getattr(cache, "layers", None) or []
         running = any(hasattr(part, name) for part in (cache, *layers) for name in STATES)
         if not isinstance(cache,

@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['WORLD', 'places', 'check_apart', 'Split', 'render_if_mini', 'open_split', 'store_folder', 'open_store', 'load_split',
-           'find_pictures', 'recheck_source']
+           'find_pictures', 'first_examples', 'caption_sheet', 'recheck_source']
 
 # %% ../../nbs/networks/05_splits.ipynb #2ecef0ff
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from textwrap import fill
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.config import Config, Data, resolve_path
 from ..core.records import hash_value
+from ..core.reporting import image_grid
 from ..data.captions import open_captions
 from ..data.layouts import list_shards
-from ..data.sources import CaptionSource, decode_image, sum_examples
+from ..data.sources import CaptionedImage, CaptionSource, decode_image, sum_examples
 from ..mini.rendering import ensure_world
 from .features import describe_store, extract_features
 from .stores import FeatureStore, StoreError, read_manifest
@@ -114,6 +118,17 @@ def find_pictures(source: CaptionSource, ids: Sequence[str]) -> list[Image.Image
     if missing:
         raise KeyError(f"{source.path}: no images {', '.join(missing[:5])}")
     return [found[name] for name in ids]
+
+# %% ../../nbs/networks/05_splits.ipynb #ca97e001
+def first_examples(source: CaptionSource, ids: Sequence[str]) -> list[CaptionedImage]:
+    """The examples of a store's first ids, looked for among four times as many of the source."""
+    return [example for example in islice(source, 4 * len(ids)) if example.id in ids]
+
+
+def caption_sheet(examples: Sequence[CaptionedImage]) -> Figure:
+    """A row of pictures below their captions, or below their ids where they have none."""
+    titles = [fill(example.caption or example.id, 24) for example in examples]
+    return image_grid([[decode_image(example.data) for example in examples]], titles=[titles], size=1.8)
 
 # %% ../../nbs/networks/05_splits.ipynb #5e3c0b02
 def recheck_source(source: CaptionSource, folder: str | Path) -> int:

@@ -195,7 +195,9 @@ def load_vision_tower(name: str, pretrained: str | None = None, device: str = "c
         missing = [pattern for pattern in ("open_clip_config.json", "*.safetensors")
                    if not list(folder.glob(pattern))]
         if missing or pretrained:
-            reason = f"it lacks {', '.join(missing)}" if missing else f"pretrained = {pretrained!r}, allowed is None"
+            reason = f"pretrained = {pretrained!r}, allowed is None"
+            if missing:
+                reason = f"it lacks {', '.join(missing)}"
             raise BackboneError(f"vision tower {name!r}: a folder in open_clip's form was expected, but "
                                 f"{reason}")
         full_name = f"local-dir:{folder}"

@@ -128,7 +128,8 @@ def list_hash(drawings: list[tuple[str, Drawing]], part: Part, size: int) -> str
 def is_rendered(shard: Path, drawings: list[tuple[str, Drawing]], part: Part, size: int) -> bool:
     """Whether a shard is there, whole, and of these drawings."""
     try:
-        return shard.is_file() and json.loads(stats_path(shard).read_text())["drawings"] == list_hash(drawings, part, size)
+        wanted = list_hash(drawings, part, size)
+        return shard.is_file() and json.loads(stats_path(shard).read_text())["drawings"] == wanted
     except (OSError, ValueError, KeyError):
         return False
 
