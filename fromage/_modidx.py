@@ -678,6 +678,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fromage.core.serving.full_page': ('core/serving.html#full_page', 'fromage/core/serving.py'),
                                       'fromage.core.serving.guard_server': ('core/serving.html#guard_server', 'fromage/core/serving.py'),
                                       'fromage.core.serving.is_foreign': ('core/serving.html#is_foreign', 'fromage/core/serving.py'),
+                                      'fromage.core.serving.keep_taken': ('core/serving.html#keep_taken', 'fromage/core/serving.py'),
                                       'fromage.core.serving.no_place': ('core/serving.html#no_place', 'fromage/core/serving.py'),
                                       'fromage.core.serving.note': ('core/serving.html#note', 'fromage/core/serving.py'),
                                       'fromage.core.serving.read_free_memory': ( 'core/serving.html#read_free_memory',

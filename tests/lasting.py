@@ -1,5 +1,6 @@
 """The dialogue page under scripted sessions beside a training at `mini`, for an hour: memory stays as it is, nothing fails."""
 
+import io
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api, wait_for_rest
 from house_rules import ROOT
+from PIL import Image
 from processes import Watch
 
 SESSIONS, MOST_GROWTH = 4, 5.0  # %
@@ -35,7 +37,9 @@ class Seen:
 
 def picture() -> bytes:
     """A picture of the miniature world."""
-    return next((ROOT / "data/mini/rendered/vist/images").glob("*.png")).read_bytes()
+    buffer = io.BytesIO()
+    Image.open(min((ROOT / "data/mini/rendered/vist/images").iterdir())).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def send(visit: Visit, number: int, session: int, seen: Seen) -> None:

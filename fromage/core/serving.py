@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_SESSIONS', 'FREE_MEMORY', 'HERE', 'POLICY', 'TEMPLATE', 'RETRY', 'note', 'status_html', 'is_foreign',
            'write_template', 'read_free_memory', 'no_place', 'full_page', 'check_port', 'with_parameters',
-           'guard_server', 'count_sessions', 'serve', 'serve_run']
+           'guard_server', 'count_sessions', 'keep_taken', 'serve', 'serve_run']
 
 # %% ../../nbs/core/05_serving.ipynb #0d765037
 import argparse
@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def count_sessions(manager: Any) -> int:
     return max(0, len(manager.list_kernel_ids()) - manager.get_pool_size(manager.notebook_path))
 
 
+def keep_taken(manager: Any) -> None:
+    """Makes a kernel that a visitor takes count as used then, not when it was begun: else it may be ended
+    before the visitor's browser has come to it."""
+    take = manager.get_rendered_notebook
+
+    async def take_now(*arguments: Any, **options: Any) -> Any:
+        """As before; the last activity is now."""
+        taken = await take(*arguments, **options)
+        manager.get_kernel(taken[-1]).last_activity = datetime.now(timezone.utc)
+        return taken
+    manager.get_rendered_notebook = take_now
+
+# %% ../../nbs/core/05_serving.ipynb #5c0ec714
 def serve(notebook: Path, port: int, idle: int) -> None:
     """Serves a notebook on the loopback address until interrupted: only the page itself,
     uploads of up to 100 MB. One kernel waits for the next visitor."""
@@ -165,6 +179,7 @@ def serve(notebook: Path, port: int, idle: int) -> None:
         def listen(self) -> None:
             """Begins to serve, guarded."""
             guard_server(self.app, lambda: count_sessions(self.kernel_manager))
+            keep_taken(self.kernel_manager)
             super().listen()
 
     options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--Voila.port_retries=0",
