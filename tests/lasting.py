@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fromage.core.attacks import DONE, house_key
 from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api, wait_for_rest
 from house_rules import ROOT
 from PIL import Image
@@ -132,6 +133,7 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
             with Watch({"page": server.process.pid, "training": training.pid}, EVERY) as watch:
                 while time.monotonic() < end:
                     number += 1
+                    print(f"{DONE}{minutes - (end - time.monotonic()) / 60:.2f}", flush=True)
                     take_turn(visits, number, seen)
                     tell(f"turn {number}: {seen.seconds[-1]:.1f} s, " + ", ".join(
                         f"{name} {values[-1]:.0f} MiB" for name, values in watch.samples.items() if values))
@@ -147,24 +149,25 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
     return seen, watch.samples, steps_of(state)
 
 
-def main(minutes: float, report: str) -> int:
+def main(minutes: float, folder: str) -> int:
     """Endures, writes the record, and prints what was found; how much that is."""
     from fromage.core.records import start_record
-    record = start_record("lasting", {"minutes": minutes, "sessions": SESSIONS, "most growth (%)": MOST_GROWTH}, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        seen, samples, steps = endure(minutes, Path(folder))
+    record = start_record("lasting", {"minutes": minutes, "sessions": SESSIONS, "most growth (%)": MOST_GROWTH,
+                                      "code": house_key()}, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        seen, samples, steps = endure(minutes, Path(scratch))
     memory = {name: halves(values) for name, values in samples.items()}
     grown = [f"{name}: {each['growth (%)']} % more memory in the last half" for name, each in memory.items()
              if each["growth (%)"] > MOST_GROWTH]
     found = seen.errors + grown
     record.finish({"minutes": minutes, "turns": seen.turns, "uploads": seen.uploads, "reloads": seen.reloads,
-                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps, "found": len(found),
+                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps, "errors": len(seen.errors), "found": len(found),
                    "memory": memory, "samples (MiB)": {name: [round(each) for each in values[::12]] for name, values in samples.items()}},
                   {"found": found[:20]})
     record.finding = (f"{minutes:g} minutes, {SESSIONS} sessions, {seen.turns:,} turns beside {steps:,} steps of training: "
                       f"{len(seen.errors)} errors; memory in the last half "
                       + ", ".join(f"{each['growth (%)']:+.1f} % ({name})" for name, each in memory.items()) + ".")
-    print(f"{record.save(f'{report}.json')}: {record.finding}", *found[:20], sep="\n")
+    print(f"{record.save(f'{folder}/lasting.json')}: {record.finding}", *found[:20], sep="\n")
     return len(found)
 
 
