@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fromage.core.attacks import DONE, house_key
@@ -31,7 +32,7 @@ class Seen:
     """What the sessions did, and what went wrong."""
     turns: int = 0
     uploads: int = 0
-    reloads: int = 0
+    reloads: list[float] = field(default_factory=list)  # seconds until the page is there again
     seconds: list[float] = field(default_factory=list)  # of a turn of all sessions
     errors: list[str] = field(default_factory=list)
 
@@ -47,9 +48,10 @@ def send(visit: Visit, number: int, session: int, seen: Seen) -> None:
     """What a session does in its turn, up to the message; sessions do the rare things at different times."""
     turn = number + session * 2
     if turn % RELOADED == RELOADED - 1:
+        begun = time.monotonic()
         visit.page.reload(wait_until="commit")
         visit.expect_empty()
-        seen.reloads += 1
+        seen.reloads.append(time.monotonic() - begun)
     elif turn % RENEWED == RENEWED - 1 and visit.button("New dialogue").is_enabled():
         visit.button("New dialogue").click()
         visit.expect_empty()
@@ -160,8 +162,10 @@ def main(minutes: float, folder: str) -> int:
     grown = [f"{name}: {each['growth (%)']} % more memory in the last half" for name, each in memory.items()
              if each["growth (%)"] > MOST_GROWTH]
     found = seen.errors + grown
-    record.finish({"minutes": minutes, "turns": seen.turns, "uploads": seen.uploads, "reloads": seen.reloads,
-                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps, "errors": len(seen.errors), "found": len(found),
+    record.finish({"minutes": minutes, "turns": seen.turns, "uploads": seen.uploads, "reloads": len(seen.reloads),
+                   "half of all reloads within (s)": round(median(seen.reloads or [0]), 2),
+                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps,
+                   "errors": len(seen.errors), "found": len(found),
                    "memory": memory, "samples (MiB)": {name: [round(each) for each in values[::12]] for name, values in samples.items()}},
                   {"found": found[:20]})
     record.finding = (f"{minutes:g} minutes, {SESSIONS} sessions, {seen.turns:,} turns beside {steps:,} steps of training: "

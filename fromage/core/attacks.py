@@ -140,8 +140,8 @@ def draw_attacks(records: Mapping[str, RunRecord]) -> Figure:
 # %% ../../nbs/core/24_attacks.ipynb #a77ac011
 KEPT = {"mutations": ("cases", "found", "seconds of cases", "slowest (s)", "most memory (MiB)", "readers", "kinds"),
         "kills": ("kills", "found", "stages"),
-        "lasting": ("minutes", "turns", "uploads", "reloads", "training steps", "found", "memory",
-                    "slowest turn of all sessions (s)")}
+        "lasting": ("minutes", "turns", "uploads", "reloads", "training steps", "errors", "found", "memory",
+                    "half of all reloads within (s)", "slowest turn of all sessions (s)")}
 
 
 def attack_metrics(records: Mapping[str, RunRecord]) -> dict[str, Any]:
