@@ -95,7 +95,7 @@ def start_training(folder: Path) -> subprocess.Popen:
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
     with open(folder / "training.txt", "w") as log:
         return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths},
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for_state(training: subprocess.Popen, folder: Path) -> Path:

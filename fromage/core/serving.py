@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_SESSIONS', 'FREE_MEMORY', 'HERE', 'POLICY', 'TEMPLATE', 'RETRY', 'note', 'status_html', 'is_foreign',
            'write_template', 'read_free_memory', 'no_place', 'full_page', 'check_port', 'with_parameters',
-           'guard_server', 'count_sessions', 'keep_taken', 'serve', 'serve_run']
+           'guard_server', 'count_sessions', 'keep_used', 'serve', 'serve_run']
 
 # %% ../../nbs/core/05_serving.ipynb #0d765037
 import argparse
@@ -14,10 +14,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from traitlets import TraitError
 from urllib.parse import urlsplit
 
 from ipywidgets import HTML
@@ -157,17 +160,22 @@ def count_sessions(manager: Any) -> int:
     return max(0, len(manager.list_kernel_ids()) - manager.get_pool_size(manager.notebook_path))
 
 
-def keep_taken(manager: Any) -> None:
-    """Makes a kernel that a visitor takes count as used then, not when it was begun: else it may be ended
-    before the visitor's browser has come to it."""
-    take = manager.get_rendered_notebook
+def keep_used(manager: Any) -> None:
+    """A kernel that a visitor takes counts as used then, not when it was begun: else it may be ended before
+    the visitor's browser has come to it. One that only begins has not been idle."""
+    take, end_idle = manager.get_rendered_notebook, manager.cull_kernel_if_idle
 
     async def take_now(*arguments: Any, **options: Any) -> Any:
         """As before; the last activity is now."""
         taken = await take(*arguments, **options)
         manager.get_kernel(taken[-1]).last_activity = datetime.now(timezone.utc)
         return taken
-    manager.get_rendered_notebook = take_now
+
+    async def end_known(kernel: str) -> None:
+        """As before, but for a kernel of which nothing was heard yet."""
+        with suppress(TraitError):  # it has no last activity
+            await end_idle(kernel)
+    manager.get_rendered_notebook, manager.cull_kernel_if_idle = take_now, end_known
 
 # %% ../../nbs/core/05_serving.ipynb #5c0ec714
 def serve(notebook: Path, port: int, idle: int) -> None:
@@ -179,7 +187,7 @@ def serve(notebook: Path, port: int, idle: int) -> None:
         def listen(self) -> None:
             """Begins to serve, guarded."""
             guard_server(self.app, lambda: count_sessions(self.kernel_manager))
-            keep_taken(self.kernel_manager)
+            keep_used(self.kernel_manager)
             super().listen()
 
     options = [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser", "--Voila.port_retries=0",
