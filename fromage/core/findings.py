@@ -6,7 +6,7 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'drawn_figures', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -266,20 +266,6 @@ def find_attacks(metrics: Mapping[str, Any]) -> tuple[str, str]:
             ("{} errors", look(metrics, "lasting", "errors")),
             ("memory in the last half " + ", ".join(grown) + " against the first", 0 if grown else None))), (
         "that there is nothing left to find: other seeds make other cases")
-
-# %% ../../nbs/core/04_findings.ipynb #f1nd0121
-def drawn_figures(record: RunRecord) -> list[tuple[str, Any]]:
-    """Name and value of the figures that a record's finding rests on; empty where nothing is chosen."""
-    if record.run == "claims":
-        return list((look(record.metrics, "answers") or {}).items())
-    if record.run != "eval_visdial":
-        return []
-    prior = "frequency given the kind of question"
-    places = {"MRR of the right answer, the image": ("answers", "corrected", "MRR"),
-              **{f"{name} in its place": ("in the image's place", name, "MRR") for name in IMAGE_PLACES},
-              "no model: frequency of answers to such questions": ("in the image's place", prior, "MRR"),
-              "as published": ("answers", "published", "MRR")}
-    return [(name, look(record.metrics, *place)) for name, place in places.items()]
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {

@@ -30,12 +30,11 @@ from fromage.core.answers import (
     ANSWERS, answer_in_words, answers_of, changed_settings, claim_words, find_question, split_opening,
 )
 from .config import resolve_path
-from .findings import drawn_figures
 from .formulas import set_formulas
 from .metrics import Estimate
 from .records import RunRecord, load_record, write_text
 from fromage.core.reporting import (
-    Report, format_value, headline, markdown_table, metric_frame, read_reports, update_readme, written_as,
+    Report, drawn_figures, format_value, headline, markdown_table, metric_frame, read_reports, update_readme, written_as,
 )
 
 # %% ../../nbs/core/19_pages.ipynb #a160006

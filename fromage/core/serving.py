@@ -19,11 +19,10 @@ from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from traitlets import TraitError
 from urllib.parse import urlsplit
 
 from ipywidgets import HTML
+from traitlets import TraitError
 
 from .config import resolve_path
 
