@@ -7,9 +7,10 @@
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
-# make compose   train the remedies for orders about style (some 20 minutes); writes reports/compose-mini
+# make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
-# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack.json
+# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack/mutations.json
+# make verify    make a record's run again and compare every figure: make verify RECORD=reports/train-mini.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make docs      build the documentation site, _docs/site/index.html, and follow every link
 # make outputs   run the library's notebooks and store their small outputs in them
@@ -120,6 +121,12 @@ picture: environment
 .PHONY: attack
 attack: environment
 	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
+
+# Fails where a figure is different. LIMIT: seconds that the record's run may have taken.
+.PHONY: verify
+verify: environment
+	@mkdir -p data/runs/verify
+	papermill nbs/verify.ipynb data/runs/verify/verify.ipynb -p record "$(RECORD)" -p limit $(or $(LIMIT),600) </dev/null
 
 # The drawing in the README.
 .PHONY: rooms

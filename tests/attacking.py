@@ -2,18 +2,21 @@
 
 import ast
 import copy
+import io
 import json
+import pickle
 import random
 import re
-import resource
 import shutil
 import signal
+import sys
+import tempfile
 import time
 import tomllib
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,70 +25,43 @@ import nbformat
 import numpy as np
 import torch
 from house_rules import ROOT
+from PIL import Image
 
-ODD = (None, True, -1, 10**30, 0.5, "", "x", "\ud800", [], [[]], {}, {"x": 1}, [None], "../x", float("nan"))
-PATIENCE = 10  # seconds
+from fromage.chat.dialogue import Dialogue, ask, give_answer
+from fromage.chat.pictures import read_picture
+from fromage.chat.transcripts import export_json, import_json
+from fromage.core.journals import Journal, LineJournal
+from fromage.core.parameters import read_parameters
+from fromage.core.presets import change, get_preset
+from fromage.core.records import load_record, start_record
+from fromage.core.tensors import load_newest, save_tensors
+from fromage.data.captions import open_captions
+from fromage.data.sources import BadImage, ImageFolder, decode_image
+from fromage.mini.rendering import write_shards, write_tables
+from fromage.model.checkpoint import load_checkpoint, load_released, load_released_gallery, save_checkpoint
+from fromage.model.galleries import load_index, save_index
+from fromage.model.model import Fromage
+from fromage.model.release import save_released
+from fromage.model.retrieval import ImageIndex
+from fromage.networks.features import extract_features
+from fromage.networks.stand_ins import stand_in_language_model
+from fromage.networks.stores import open_features
+from fromage.networks.towers import preprocess_image
+from fromage.study.answers import (export_table, import_table, read_label_studio, read_ratings,
+                                   write_label_studio)
+from fromage.study.blinding import ensure_practice
+from fromage.study.folder import open_key, open_study
+from fromage.study.session import Session, agree, record_answer
+from fromage.study.specification import make_specification, read_specification
+from fromage.visdial.dialogues import read_dialogues
+from fromage.vist.stories import read_stories
+from fromage.vist.telling import human_telling, load_tellings, save_tellings
+from mutations import ODD, mutate_bytes, mutate_text
+from processes import Growth
+
+PATIENCE = 10  # seconds, of the wall
+MOST_MEMORY = 2048  # MiB that a case may add
 RAW = re.compile(r"\b(KeyError|TypeError|AttributeError|IndexError|RecursionError|Traceback)\b")
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything inside a value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield value, key
-        yield from places(each)
-
-
-def mutate(value: Any, rng: random.Random) -> Any:
-    """A copy with one place replaced by something odd, or left out; now and then the whole."""
-    value = copy.deepcopy(value)
-    found = [*places(value)]
-    if not found or rng.random() < 0.05:
-        return rng.choice(ODD)
-    container, key = rng.choice(found)
-    if rng.random() < 0.3:
-        del container[key]
-    else:
-        container[key] = copy.deepcopy(rng.choice(ODD))
-    return value
-
-
-def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Bytes with one wound: a bit, a cut, a piece lost, doubled, moved or foreign, a number that is enormous."""
-    start, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 4, 64, 512))
-    end = min(len(data), start + size)
-    numbers = [*re.finditer(rb"-?\d+", data[:20_000])]
-    kind = rng.randrange(9)
-    if kind == 0 and data:
-        place = rng.randrange(len(data))
-        return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1:]
-    if kind == 1:
-        return data[:start]
-    if kind == 2:
-        return data[:start] + data[end:]
-    if kind == 3:
-        return data[:end] + data[start:end] * rng.choice((1, 3, 100)) + data[end:]
-    if kind == 4:
-        return data[:start] + rng.randbytes(end - start) + data[end:]
-    if kind == 5:
-        return data[:start] + bytes(end - start) + data[end:]
-    if kind == 6 and numbers:
-        found = rng.choice(numbers)
-        return data[:found.start()] + rng.choice((b"-1", b"99999999999999999999", b"1e400", b"0")) + data[found.end():]
-    if kind == 7:
-        return data[:start] + rng.choice((b"\xff\xfe", b"\r", b"\n\n", b"\t", b"\0", b'"', b"{", b"[" * 50_000)) + data[start:]
-    return rng.choice((b"", rng.randbytes(64), b"null", b"[]", b"{}", data[::-1]))
-
-
-def mutate_text(data: bytes, rng: random.Random) -> bytes:
-    """JSON, or lines of it, with one place of its values changed; of anything else, bytes."""
-    lines = data.split(b"\n") if data.count(b"\n") and not data.startswith(b"{\n") and not data.startswith(b"[\n") else [data]
-    number = rng.randrange(len(lines))
-    try:
-        lines[number] = json.dumps(mutate(json.loads(lines[number]), rng)).encode("utf-8", "surrogatepass")
-    except ValueError:
-        return mutate_bytes(data, rng)
-    return b"\n".join(lines)
 
 
 @dataclass
@@ -111,90 +87,141 @@ class Target:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes(data)
 
-    def attack(self, rng: random.Random) -> str:
-        """`read`, or the line that refused."""
+    def attack(self, rng: random.Random) -> tuple[str, Callable[[], str]]:
+        """The kind of a wound, and what makes it and reads: `read`, or the line that refused."""
         name = rng.choice(self.wounded)
         change = mutate_text if self.text and rng.random() < 0.6 else mutate_bytes
-        (self.folder / name).write_bytes(change(self.files[name], rng))
-        try:
-            return judge(self.read, self.refusals)
-        finally:
-            self.restore()
+        data, kind = change(self.files[name], rng)
+
+        def attempt() -> str:
+            (self.folder / name).write_bytes(data)
+            try:
+                return judge(self.read, self.refusals)
+            finally:
+                self.restore()
+        return kind, attempt
 
 
-class Found(AssertionError):
-    """An attack that ended neither in success nor in one clear line."""
+class Found(BaseException):
+    """An attack that ended neither in success nor in one clear line; no `except Exception` of the code under test keeps it."""
+
+
+def interrupt(*_: object) -> None:
+    """Ends what takes too long."""
+    raise Found(f"still running after {PATIENCE} s")
 
 
 def judge(read: Callable[[], Any], refusals: tuple[type[Exception], ...] = (ValueError, OSError)) -> str:
-    """`read`, or the line that refused; Found for a raw error, a hang, or several lines."""
-    begun = time.monotonic()
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(Found(f"still running after {PATIENCE} s of its time")))
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    signal.alarm(6 * PATIENCE)  # of the wall: a busy machine is no hang; what counts is measured below
-    spent = time.process_time()
+    """`read`, or the line that refused; Found for a raw error, a hang, several lines, or too much memory."""
+    begun, growth = time.monotonic(), Growth()
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)  # again each second, should something swallow it
     try:
         with warnings.catch_warnings(action="ignore"):
-            read()
-        line = "read"
-    except Found:
-        raise
+            line = outcome(read, refusals)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    took, grown = time.monotonic() - begun, growth.peak()
+    if took > PATIENCE:
+        raise Found(f"took {took:.0f} s")
+    if grown > MOST_MEMORY:
+        raise Found(f"took {grown:,.0f} MiB")
+    return line
+
+
+def outcome(read: Callable[[], Any], refusals: tuple[type[Exception], ...]) -> str:
+    """`read`, or the line that refused; Found for a raw error or one that is not clear."""
+    try:
+        read()
+        return "read"
     except refusals as error:
         line = str(error)
         if "\n" in line or RAW.search(line) or not line:
             raise Found(f"{type(error).__name__}: {line[:300]!r}") from error
+        return line
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise Found(f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {str(error)[:200]!r}") from error
-    finally:
-        signal.alarm(0)
-    if time.process_time() - spent > PATIENCE:
-        raise Found(f"took {time.monotonic() - begun:.0f} s")
-    return line
 
 
-def peak_memory() -> int:
-    """MiB that this process has ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+@dataclass
+class Case:
+    """One attack and how it ended."""
+    target: str
+    kind: str
+    ended: str  # read, refused or found
+    line: str  # that refused, names and numbers left out; or what was found
+    seconds: float
+    grown: int  # MiB, at most
+
+
+def attempt_case(target: str, kind: str, attempt: Callable[[], str], number: int) -> Case:
+    """Makes an attack."""
+    begun, growth = time.monotonic(), Growth()
+    try:
+        line = attempt()
+        ended = "read" if line == "read" else "refused"
+        line = "" if line == "read" else re.sub(r"\d+|'[^']*'|/\S+", "…", line)[:200]
+    except Found as problem:
+        ended, line = "found", f"case {number}: {problem}"
+    return Case(target, kind, ended, line, round(time.monotonic() - begun, 3), growth.peak())
 
 
 @dataclass
 class Tally:
-    """What was tried: target -> cases, of these read, different refusals, and what was found."""
-    cases: Counter = field(default_factory=Counter)
-    read: Counter = field(default_factory=Counter)
-    lines: dict[str, set[str]] = field(default_factory=dict)
-    found: dict[str, list[str]] = field(default_factory=dict)
+    """What was tried, case by case."""
+    cases: list[Case] = field(default_factory=list)
 
-    def note(self, name: str, attack: Callable[[], str], seed: int) -> None:
-        """One case."""
-        self.cases[name] += 1
-        try:
-            line = attack()
-        except Found as problem:
-            self.found.setdefault(name, []).append(f"seed {seed}: {problem}")
-            return
-        self.read[name] += line == "read"
-        if line != "read":
-            self.lines.setdefault(name, set()).add(re.sub(r"\d+|'[^']*'|/\S+", "…", line)[:200])
+    @property
+    def found(self) -> list[str]:
+        """What ended in no way that is allowed."""
+        return [f"{case.target}, {case.kind}, {case.line}" for case in self.cases if case.ended == "found"]
 
-    def summary(self) -> dict[str, dict[str, int]]:
+    def count(self, *names: str) -> dict[tuple[str, ...], Counter]:
+        """How cases ended, for each combination of `names`: target, kind."""
+        counted: dict[tuple[str, ...], Counter] = {}
+        for case in self.cases:
+            counted.setdefault(tuple(getattr(case, name) for name in names), Counter())[case.ended] += 1
+        return counted
+
+    def refusals(self) -> dict[str, int]:
+        """Target -> how many different lines refused."""
+        lines = {(case.target, case.line) for case in self.cases if case.ended == "refused"}
+        return Counter(target for target, _ in lines)
+
+    def summary(self) -> dict[str, Any]:
         """For a record."""
-        return {name: {"cases": count, "read": self.read[name], "different refusals": len(self.lines.get(name, ())),
-                       "found": len(self.found.get(name, ()))} for name, count in sorted(self.cases.items())}
+        refusals, kinds = self.refusals(), self.count("target", "kind")
+        return {"readers": {target: numbers(counted) | {
+            "different refusals": refusals.get(target, 0),
+            "slowest (s)": max(case.seconds for case in self.cases if case.target == target),
+            "most memory (MiB)": max(case.grown for case in self.cases if case.target == target),
+            "kinds": {kind: numbers(each) for (owner, kind), each in sorted(kinds.items()) if owner == target}}
+            for (target,), counted in sorted(self.count("target").items())},
+            "kinds": {kind: numbers(counted) for (kind,), counted in sorted(self.count("kind").items())}}
 
 
-def attack_all(targets: list[Target], cases: int, seed: int = 0) -> Tally:
-    """`cases` attacks, shared out in turn over all targets and the parameters of all runs."""
-    tally, parameters = Tally(), [*declared_parameters()]
+def numbers(counted: Counter) -> dict[str, int]:
+    """Cases, and how they ended."""
+    return {"cases": counted.total(), **{ended: counted[ended] for ended in ("read", "refused", "found")}}
+
+
+def attack_all(targets: list[Target], cases: int, seed: int = 0, done: Sequence[Case] = (),
+               note: Callable[[Case], None] = lambda case: None) -> Tally:
+    """`cases` attacks, shared out in turn over all targets and the parameters of all runs; `done` were made before.
+
+    `note` is told of each."""
+    tally, parameters = Tally([*done]), [*declared_parameters()]
     turns = [*targets, None, None]
-    for number in range(cases):
+    for number in range(len(done), cases):
         target, rng = turns[number % len(turns)], random.Random(f"{seed} {number}")
         if target is None:
             run, source = rng.choice(parameters)
-            tally.note("parameters of runs", lambda: attack_parameters(source, rng), number)
+            name, (kind, attempt) = "parameters of runs", attack_parameters(source, rng)
         else:
-            tally.note(target.name, lambda: target.attack(rng), number)
+            name, (kind, attempt) = target.name, target.attack(rng)
+        tally.cases.append(attempt_case(name, kind, attempt, number))
+        note(tally.cases[-1])
     return tally
 
 
@@ -215,23 +242,21 @@ def declared_parameters() -> Iterator[tuple[str, str]]:
         yield path.stem, f"{declared}\nLIMITS = {plain!r}"
 
 
-def attack_parameters(source: str, rng: random.Random) -> str:
-    """One to three parameters of a run with odd values, or a name that it has not."""
-    from fromage.core.parameters import read_parameters
+def attack_parameters(source: str, rng: random.Random) -> tuple[str, Callable[[], str]]:
+    """One to three parameters of a run with odd values, or a name that it has not; the kind, and the attempt."""
     namespace: dict[str, Any] = {}
     exec(source, namespace)
     limits = namespace.pop("LIMITS")
     names = [name for name in namespace["__annotations__"]]
-    for _ in range(rng.randint(1, 3)):
-        name = rng.choice([*names, "typo"])
+    chosen = [rng.choice([*names, "typo"]) for _ in range(rng.randint(1, 3))]
+    for name in chosen:
         namespace[name] = copy.deepcopy(rng.choice((*ODD, 0, 2, "cpu", "cuda:99", "mini", "a\nb", "/", 10**9, [1, 2], (3,), "\0")))
-    return judge(lambda: read_parameters(namespace, **limits))
+    kind = "a name that is none" if "typo" in chosen else "an odd value" if len(set(chosen)) == 1 else "several odd values"
+    return kind, lambda: judge(lambda: read_parameters(namespace, **limits))
 
 
 def picture(colour: tuple[int, int, int], form: str) -> bytes:
     """A small picture's file."""
-    import io
-    from PIL import Image
     pixels = np.random.default_rng(sum(colour)).integers(0, 256, (20, 24, 3), np.uint8)
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     image.paste(colour, (0, 0, 12, 12))
@@ -241,9 +266,6 @@ def picture(colour: tuple[int, int, int], form: str) -> bytes:
 
 def caption_targets(place: Path) -> Iterator[Target]:
     """Everything that is read as captioned images."""
-    from fromage.data.captions import open_captions
-    from fromage.data.sources import BadImage, decode_image
-    from fromage.mini.rendering import write_shards, write_tables
 
     def take(path: Path, form: str, images: Path | None = None) -> None:
         for example in open_captions(path, form, images):
@@ -279,9 +301,6 @@ def caption_targets(place: Path) -> Iterator[Target]:
 
 def benchmark_targets(place: Path) -> Iterator[Target]:
     """VIST's, VisDial's and told stories' files."""
-    from fromage.visdial.dialogues import read_dialogues
-    from fromage.vist.stories import read_stories
-    from fromage.vist.telling import human_telling, load_tellings, save_tellings
     line = {"story_id": "1", "album_id": "2", "photo_flickr_id": "3", "text": "A dog.", "worker_arranged_photo_order": 0}
     story = {"images": [{"id": "3"}], "annotations": [[line | {"worker_arranged_photo_order": number}] for number in range(5)]}
     turn = {"question": 0, "answer": 7, "answer_options": [*range(100)], "gt_index": 7}
@@ -306,11 +325,6 @@ def benchmark_targets(place: Path) -> Iterator[Target]:
 
 def study_targets(place: Path) -> Iterator[Target]:
     """A study, its key, answers, exports and specification."""
-    from fromage.study.answers import export_table, import_table, read_label_studio, read_ratings, write_label_studio
-    from fromage.study.blinding import ensure_practice
-    from fromage.study.folder import open_key, open_study
-    from fromage.study.session import Session, agree, record_answer
-    from fromage.study.specification import make_specification, read_specification
     made = ensure_practice(place / "made" / "study", secret="fixed")
     rater = next(iter(made.plan))
     session = Session(made, rater)
@@ -352,19 +366,6 @@ def study_targets(place: Path) -> Iterator[Target]:
 
 def store_targets(place: Path) -> Iterator[Target]:
     """Feature stores, indexes, checkpoints, states, journals and records."""
-    from fromage.core.presets import change, get_preset
-    from fromage.core.journals import Journal
-    from fromage.core.records import load_record, start_record
-    from fromage.core.tensors import load_newest, save_tensors
-    from fromage.model.checkpoint import load_checkpoint, save_checkpoint
-    from fromage.model.galleries import load_index, save_index
-    from fromage.model.model import Fromage
-    from fromage.model.retrieval import ImageIndex
-    from fromage.data.sources import ImageFolder
-    from fromage.networks.features import extract_features
-    from fromage.networks.stores import open_features
-    from fromage.networks.stand_ins import stand_in_language_model
-
     (place / "photos").mkdir()
     for number in range(3):
         (place / "photos" / f"{number}.png").write_bytes(picture((number, 9, 9), "PNG"))
@@ -406,7 +407,6 @@ class PatchTower:
 
     def preprocess(self, image: Any, squash: bool = False) -> torch.Tensor:
         """Pixels (3, 8, 8)."""
-        from fromage.networks.towers import preprocess_image
         return preprocess_image(image, self.image_size, (0, 0, 0), (1, 1, 1), squash=squash)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -416,16 +416,6 @@ class PatchTower:
 
 def release_targets(place: Path) -> Iterator[Target]:
     """The released format, dialogues, and a language model's own files."""
-    import pickle
-
-    from fromage.chat.dialogue import Dialogue, ask, give_answer
-    from fromage.chat.transcripts import export_json, import_json
-    from fromage.chat.pictures import read_picture
-    from fromage.core.presets import change, get_preset
-    from fromage.model.checkpoint import load_released, load_released_gallery
-    from fromage.model.model import Fromage
-    from fromage.model.release import save_released
-    from fromage.networks.stand_ins import stand_in_language_model
     torch.manual_seed(0)
     model = Fromage(*stand_in_language_model("opt", spare_rows=7), 24, 2, 8)
     named = change(get_preset("small"), visual_tokens=2, retrieval_dim=8)
@@ -454,22 +444,27 @@ def make_targets(place: Path) -> list[Target]:
     return found
 
 
-def main(cases: int, report: str) -> int:
-    """Attacks, writes the record of what was tried, and prints what was found; how much that is."""
-    import tempfile
+def attack_on(cases: int, folder: str, scratch: Path) -> Tally:
+    """`cases` attacks, noted in a journal in `folder` as they are made: one that was interrupted goes on."""
+    with LineJournal(f"{folder}/mutations.jsonl", {"attacks": 1, "seed": 0}) as journal:
+        done = [Case(**line) for line in journal.lines[:cases]]
+        return attack_all(make_targets(scratch), cases, done=done, note=lambda case: journal.add(asdict(case)))
 
-    from fromage.core.records import start_record
-    record = start_record("attack", {"cases": cases}, 0)
+
+def main(cases: int, folder: str) -> int:
+    """Attacks, writes the record of what was tried, and prints what was found; how much that is."""
+    record = start_record("mutations", {"cases": cases}, 0)
     with tempfile.TemporaryDirectory() as scratch:
-        tally = attack_all(make_targets(Path(scratch)), cases)
-    found = sum(map(len, tally.found.values()))
-    record.finish({"cases": sum(tally.cases.values()), "found": found, "peak memory (MiB)": peak_memory()} | tally.summary(),
-                  {name: problems[:20] for name, problems in tally.found.items()})
-    record.finding = f"{cases:,} mutated files and parameters: {found} ended otherwise than in success or one clear line."
-    print(f"{record.save(f'{report}.json')}: {record.finding}", *sum(tally.found.values(), [])[:20], sep="\n")
-    return found
+        tally = attack_on(cases, folder, Path(scratch))
+    slowest, largest = (max(tally.cases, key=lambda case: getattr(case, name)) for name in ("seconds", "grown"))
+    record.finish({"cases": len(tally.cases), "found": len(tally.found), "seconds of cases": round(sum(case.seconds for case in tally.cases)),
+                   "slowest (s)": slowest.seconds, "slowest case": f"{slowest.target}, {slowest.kind}",
+                   "most memory (MiB)": largest.grown, "largest case": f"{largest.target}, {largest.kind}"} | tally.summary(),
+                  {"found": tally.found[:20]})
+    record.finding = f"{cases:,} mutated files and parameters: {len(tally.found)} ended otherwise than in success or one clear line."
+    print(f"{record.save(f'{folder}/mutations.json')}: {record.finding}", *tally.found[:20], sep="\n")
+    return len(tally.found)
 
 
 if __name__ == "__main__":
-    import sys
     sys.exit(bool(main(int(sys.argv[1]), sys.argv[2])))

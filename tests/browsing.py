@@ -1,5 +1,6 @@
 """Servers that a test starts, and the browser that visits them."""
 
+import io
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from house_rules import ROOT
+from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -93,3 +95,52 @@ def check_refusals(address: str, notebook: str) -> None:
     for name in (notebook, f"nbs/{notebook}", f"voila/files/{notebook}", "voila/files/README.md", "files/README.md",
                  "voila/files/..%2fsettings.ini"):
         assert answer_to(f"{address}{name}") in (403, 404), name
+
+
+class Visit:
+    """One person's page; it loads while others do."""
+
+    def __init__(self, browser, address: str):
+        self.context = browser.new_context(viewport={"width": 1280, "height": 980})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.asked = leaving(self.page, address)
+        self.page.goto(address, wait_until="commit")
+        self.log = self.page.locator(".fromage-log")
+        self.status = self.page.locator(".fromage .status")
+        self.message = self.page.get_by_label("Message")
+
+    def expect_empty(self) -> None:
+        """Waits for an empty dialogue."""
+        sync_api.expect(self.log).to_contain_text("Nothing said yet", timeout=PATIENCE)
+
+    def button(self, name: str):
+        """A button by its name."""
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def pictures(self, name: str = ".fromage-log"):
+        """The picture buttons in a part of the page."""
+        return self.page.locator(f"{name} button.fromage-picture")
+
+    def expect_status(self, text: str) -> None:
+        """Waits until the line under the messages says so."""
+        sync_api.expect(self.status).to_contain_text(text, timeout=PATIENCE)
+
+    def say(self, text: str, enter: bool = True) -> None:
+        """Types a message and sends it; waits for the reply."""
+        self.message.fill(text)
+        self.message.press("Enter") if enter else self.button("Send").click()
+        sync_api.expect(self.message).to_have_value("", timeout=PATIENCE)
+        self.expect_status("Done")
+
+    def upload(self, name: str, data: bytes) -> None:
+        """Chooses a file."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name="Upload image").click()
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
+
+    def keep(self, name: str) -> None:
+        """A screenshot for whoever looks at the run, in 256 colours."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        seen = Image.open(io.BytesIO(self.page.screenshot(full_page=True))).convert("RGB")
+        seen.quantize(256).save(SCREENSHOTS / f"{name}.png", optimize=True)

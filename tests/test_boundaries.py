@@ -1,14 +1,14 @@
 """Files that others wrote, mutated: each is read, or refused in one line that names it, never by an error of the code that stumbled."""
 
-import copy
 import json
 import random
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mutations import mutate
 
 from fromage.core.config import ROOT
 from fromage.study.answers import import_table, read_label_studio, read_ratings, write_label_studio
@@ -18,30 +18,6 @@ from fromage.study.session import Session, agree, record_answer, ratings_path
 from fromage.study.specification import make_specification
 from fromage.vist.stories import read_stories
 from fromage.visdial.dialogues import read_dialogues
-
-ODD = (None, True, -1, 10**30, 0.5, "", "x", "\ud800", [], [[]], {}, {"x": 1}, [None], "../x", float("nan"))
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything inside a value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield value, key
-        yield from places(each)
-
-
-def mutate(value: Any, rng: random.Random) -> Any:
-    """A copy with one place replaced by something odd, or left out; now and then the whole."""
-    value = copy.deepcopy(value)
-    found = [*places(value)]
-    if not found or rng.random() < 0.05:
-        return rng.choice(ODD)
-    container, key = rng.choice(found)
-    if rng.random() < 0.3:
-        del container[key]
-    else:
-        container[key] = copy.deepcopy(rng.choice(ODD))
-    return value
 
 
 def outcome(read: Callable[[], Any], named: str) -> str:
@@ -70,7 +46,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def fuzz(path: Path, good: Any, read: Callable[[], Any], seed: int, rounds: int = 150) -> set[str]:
     """The outcomes of reading mutations of `good`, written to `path`, and of what is no JSON of ours at all."""
     rng = random.Random(seed)
-    texts = [json.dumps(mutate(good, rng)) for _ in range(rounds)] + ["[" * 100_000, "", "{", "null", "3", "[]"]
+    texts = [json.dumps(mutate(good, rng)[0]) for _ in range(rounds)] + ["[" * 100_000, "", "{", "null", "3", "[]"]
     found = set()
     for text in texts:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -118,7 +94,7 @@ def test_mutated_answers(study: Study, tmp_path: Path) -> None:
     path = tmp_path / f"{rater}.jsonl"
     for _ in range(150):
         place = rng.randrange(len(lines))
-        changed = [mutate(line, rng) if place == number else line for number, line in enumerate(lines)]
+        changed = [mutate(line, rng)[0] if place == number else line for number, line in enumerate(lines)]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
         read_ratings(study, key, tmp_path)
         ratings_path(study, rater).write_bytes(path.read_bytes())

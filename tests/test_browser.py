@@ -2,14 +2,16 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import browsing
 import nbformat
 import pytest
-from browsing import PATIENCE, SCREENSHOTS, Server, check_refusals, leaving, sync_api
+from browsing import PATIENCE, Server, Visit, check_refusals, sync_api
 from house_rules import ROOT
 from PIL import Image
 
@@ -39,57 +41,19 @@ def copy_of_chat(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-class Visit:
-    """One person's page; it loads while others do."""
-
-    def __init__(self, browser, address: str):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 980})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
-        self.asked = leaving(self.page, address)
-        self.page.goto(address, wait_until="commit")
-        self.log = self.page.locator(".fromage-log")
-        self.status = self.page.locator(".fromage .status")
-        self.message = self.page.get_by_label("Message")
-
-    def expect_empty(self) -> None:
-        """Waits for an empty dialogue."""
-        sync_api.expect(self.log).to_contain_text("Nothing said yet", timeout=PATIENCE)
-
-    def button(self, name: str):
-        """A button by its name."""
-        return self.page.get_by_role("button", name=name, exact=True)
-
-    def pictures(self, name: str = ".fromage-log"):
-        """The picture buttons in a part of the page."""
-        return self.page.locator(f"{name} button.fromage-picture")
-
-    def expect_status(self, text: str) -> None:
-        """Waits until the line under the messages says so."""
-        sync_api.expect(self.status).to_contain_text(text, timeout=PATIENCE)
-
-    def say(self, text: str, enter: bool = True) -> None:
-        """Types a message and sends it; waits for the reply."""
-        self.message.fill(text)
-        self.message.press("Enter") if enter else self.button("Send").click()
-        sync_api.expect(self.message).to_have_value("", timeout=PATIENCE)
-        self.expect_status("Done")
-
-    def upload(self, name: str, data: bytes) -> None:
-        """Chooses a file."""
-        with self.page.expect_file_chooser() as chooser:
-            self.page.get_by_role("button", name="Upload image").click()
-        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
-
-    def keep(self, name: str) -> None:
-        """A screenshot for whoever looks at the run, in 256 colours."""
-        SCREENSHOTS.mkdir(exist_ok=True)
-        seen = Image.open(io.BytesIO(self.page.screenshot(full_page=True))).convert("RGB")
-        seen.quantize(256).save(SCREENSHOTS / f"{name}.png", optimize=True)
+@pytest.fixture(scope="module")
+def runs():
+    """Two checkpoints that runs left: the shipped one's copy, and a file that is none."""
+    (ROOT / "data" / "runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="good-", dir=ROOT / "data" / "runs") as good, \
+            tempfile.TemporaryDirectory(prefix="broken-", dir=ROOT / "data" / "runs") as broken:
+        shutil.copy(ROOT / "data/mini/checkpoint.safetensors", good)
+        Path(broken, "best.safetensors").write_text("no checkpoint")
+        yield {"good": f"data/runs/{Path(good).name}/checkpoint.safetensors", "broken": f"data/runs/{Path(broken).name}/best.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def visits(browser, servers: dict[str, Server]):
+def visits(browser, servers: dict[str, Server], runs: dict[str, str]):
     """The pages of two people."""
     pair = [Visit(browser, servers["demo"].address) for _ in range(2)]
     for one in pair:
@@ -261,10 +225,7 @@ def test_two_people_at_once_do_not_meet(visit: Visit, visits: list[Visit]) -> No
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None:
-    closed = [button.inner_text() for button in visit.page.locator(".fromage-section").all() if "▸" in button.inner_text()]
-    for name in closed:
-        visit.button(name).click()
-    sync_api.expect(visit.page.get_by_label("Temperature")).to_be_visible()
+    closed = open_sections(visit)
     visit.keep("settings")
     unnamed = visit.page.eval_on_selector_all(
         ".fromage button, .fromage input, .fromage select, .fromage img, .fromage [tabindex], .fromage [role=slider]",
@@ -279,6 +240,131 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visit: Visit) -> None
         visit.page.keyboard.press("Tab")
         reached.add(visit.page.evaluate("document.activeElement.innerText.trim()"))
     assert {"Send", "Upload image (0)"} <= reached
+
+
+# texts whose contrast with the colour behind them is below 4.5
+FAINT = """() => {
+  const numbers = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const bright = colour => colour.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, place) => sum + v * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = one => { for (; one; one = one.parentElement) { const colour = numbers(getComputedStyle(one).backgroundColor);
+    if (colour.length === 3 || colour[3] > 0) return colour; } return [255, 255, 255]; };
+  const ratio = one => { const style = getComputedStyle(one);
+    const both = [bright(numbers(one.tagName === 'text' ? style.fill : style.color)), bright(behind(one))].sort((a, b) => a - b);
+    return (both[1] + 0.05) / (both[0] + 0.05); };
+  const texts = [...document.querySelectorAll('.fromage *')].filter(one => one.checkVisibility() && !one.closest('[disabled], style, option') &&
+    (one.value || [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())));
+  return [texts.length, texts.filter(one => ratio(one) < 4.5).map(one => one.outerHTML.slice(0, 120))]; }"""
+# what sticks out of the window, and what scrolls sideways (the plot of a long reply may)
+WIDE = """() => [...document.querySelectorAll('body *')].filter(one => one.checkVisibility() && !one.closest('svg, [style*=overflow-x]') &&
+  (one.getBoundingClientRect().right > innerWidth + 1 ||
+   ['auto', 'scroll'].includes(getComputedStyle(one).overflowX) && one.scrollWidth > one.clientWidth + 1)).map(one => one.outerHTML.slice(0, 120))"""
+FOCUSED = """() => { const one = document.activeElement, style = getComputedStyle(one);
+  const name = (one.labels && one.labels[0] || one).innerText.trim().split('\\n')[0];
+  return [one === document.body ? '' : name, style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2]; }"""
+
+
+def open_sections(visit: Visit) -> list[str]:
+    """Opens every part of the page that is closed; their names."""
+    closed = [button.inner_text() for button in visit.page.locator(".fromage-section").all() if "▸" in button.inner_text()]
+    for name in closed:
+        visit.button(name).click()
+    sync_api.expect(visit.page.get_by_label("Temperature")).to_be_visible()
+    return closed
+
+
+def test_dark_colours_and_a_phone(visit: Visit) -> None:
+    """Every text has contrast, whichever colours the system asks for; nothing sticks out of a narrow screen."""
+    page = visit.page
+    visit.say("show me a red ball on the grass")
+    page.emulate_media(color_scheme="dark")
+    visit.keep("dark")
+    closed = open_sections(visit)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        number, faint = page.evaluate(FAINT)
+        assert number > 50 and faint == [], scheme
+    page.emulate_media(color_scheme="dark")
+    whole = "['.fromage', '#rendered_cells'].map(name => getComputedStyle(document.querySelector(name)).backgroundColor)"
+    assert page.evaluate(whole) == ["rgb(22, 24, 28)"] * 2
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    assert page.evaluate(WIDE) == []
+    page.locator("h1").scroll_into_view_if_needed()
+    visit.keep("phone")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 1280, "height": 980})
+    for name in closed:
+        visit.button(name.replace("▸", "▾")).click()
+
+
+def test_by_keyboard_alone(visit: Visit) -> None:
+    """A turn, every control by Tab in the page's order with a visible focus, and what was said copied."""
+    page = visit.page
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("document.activeElement.blur()")
+    reached: list[str] = []
+    while "Message" not in reached and len(reached) < 40:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(FOCUSED)[0])
+    page.keyboard.type("what do you see?")
+    page.keyboard.press("Enter")
+    visit.expect_status("Done")
+    visit.button("▸ Save and load").press("Enter")
+    visit.button("▸ Model and pictures").press(" ")
+    visit.message.focus()
+    order = ["Message"]
+    while order[-1] != "Use this folder" and len(order) < 60:
+        page.keyboard.press("Tab")
+        name, seen = page.evaluate(FOCUSED)
+        assert seen, f"{name}: no visible focus"
+        order.append(name)
+    expected = ["Message", "Send", "Upload image (0)", "Reply", "Undo", "New dialogue", "▾ Images to start from", "Other images", "▸ Settings",
+                "Copy dialogue", "Save dialogue", "▾ Model and pictures", "Checkpoint", "Own folder", "Use this folder"]
+    assert [name for name in order if name in expected] == expected
+    visit.button("Copy dialogue").press("Enter")
+    sync_api.expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("You: what do you see?\nFROMAGe: ")
+    visit.button("▾ Save and load").click()
+    visit.button("▾ Model and pictures").click()
+
+
+def test_another_model_and_a_folder_of_ones_own(visit: Visit, runs: dict[str, str], tmp_path: Path) -> None:
+    """The dialogue goes on with both; what cannot be used is said in a line and changes nothing."""
+    page = visit.page
+    visit.say("what do you see?")
+    visit.button("▸ Model and pictures").click()
+    checkpoint, own = page.get_by_label("Checkpoint"), page.get_by_label("Own folder")
+    first = checkpoint.input_value()
+    checkpoint.select_option(runs["broken"])
+    visit.expect_status(f"{runs['broken']} cannot be used")
+    sync_api.expect(checkpoint).to_have_value(first)
+    checkpoint.select_option(runs["good"])
+    visit.expect_status(f"Now {runs['good']} answers; the dialogue goes on")
+    for number, name in enumerate(sorted((ROOT / "data/mini/rendered/vist/images").glob("*.jpg"))[:70]):
+        Image.open(name).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.evaluate("window.told = []; new MutationObserver(() => told.push(document.querySelector('.fromage .status').innerText))"
+                  ".observe(document.querySelector('.fromage'), {subtree: true, childList: true})")
+    own.fill(str(tmp_path))
+    own.press("Enter")
+    visit.expect_status("1 cannot be used (broken image: 1)")
+    assert visit.status.inner_text().startswith(f"70 images of {tmp_path}, ")
+    assert any("of 71 images" in line for line in page.evaluate("told"))
+    sync_api.expect(page.locator(".lead")).to_contain_text("found among 70")
+    visit.say("show me a red ball on the grass")
+    sync_api.expect(visit.log.locator(".question")).to_have_count(2)
+    assert visit.pictures().first.inner_text().partition(",")[0] in {f"{number:02}.png" for number in range(70)}
+    visit.keep("folder")
+    own.fill("nowhere")
+    visit.button("Use this folder").click()
+    visit.expect_status("nowhere is no folder of the machine that runs this page")
+    own.fill("data/mini/rendered/vist/images")
+    own.press("Enter")
+    visit.expect_status("images of ")
+    checkpoint.select_option(first)
+    visit.expect_status(f"Now {first} answers")
+    visit.button("▾ Model and pictures").click()
 
 
 def test_a_busy_port_is_said(servers: dict[str, Server], environment: dict[str, str]) -> None:

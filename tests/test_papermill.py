@@ -3,6 +3,10 @@
 import ast
 import json
 import os
+import pty
+import re
+import subprocess
+import sys
 
 import nbformat
 import papermill
@@ -34,6 +38,20 @@ def test_an_unknown_parameter_stops_a_run(name: str, tmp_path) -> None:
     outcome = execute(name, tmp_path / "out.ipynb", {"lrr": 1})
     assert outcome.status != 0 and "unknown parameter 'lrr'" in outcome.log and "allowed: " in outcome.log
     assert executed_cells(outcome) == 2  # the injected parameters and the check; nothing behind it
+
+
+def test_a_terminal_shows_how_far_a_run_came(tmp_path) -> None:
+    code = "import time\nfrom fromage.core.progress import progress\nfor _ in progress(range(6), label='training'): time.sleep(0.6)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    plain = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # by it a kernel keeps no terminal
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar"], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=theirs, env=plain, check=True, timeout=120)
+    told = os.read(ours, 100_000).decode()
+    os.close(ours), os.close(theirs)
+    assert re.search(r"\r\x1b\[Ktraining: [45]/6 .* left", told) and "training: 6/6 (100%)" in told
 
 
 def executed_cells(outcome: Outcome) -> int:

@@ -4,15 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+from configparser import ConfigParser
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from PIL import Image
 from fromage.core.paper import PAPER_CLAIMS, answer_claim
-from fromage.core.records import load_record
+from fromage.core.records import PACKAGES, load_record
 from fromage.mini.rendering import check_manifest
 from house_rules import ROOMS, ROOT, library, read_notebooks, runs
+from tracing import figures_of, unfounded, unlike_records, unreproducible, untraced
 
 KEPT = ["nbs", "fromage", "settings.ini", "pyproject.toml", "setup.py", "README.md"]
 
@@ -99,6 +102,60 @@ def test_the_readme_answers_at_most_ten_questions_of_the_paper() -> None:
     told = [answer_claim(claim, records) for claim in PAPER_CLAIMS]
     lines = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "reports" / "claims.md").read_text(encoding="utf-8"), re.M)[2:]
     assert lines == [(each.claim.place, each.claim.text) for each in told]
+
+
+DOCUMENTS = ("README.md", "data/README.md", *(f"nbs/pages/{path.name}" for path in (ROOT / "nbs/pages").glob("*.md")))
+RECORDS = {path.stem: load_record(path) for path in sorted((ROOT / "reports").glob("*.json"))}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_figure_of_a_document_is_traced(document: str) -> None:
+    """To a block that is written from records, to a record or the code, to the paper, or to whoever says it."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert untraced(document, text) + unfounded(document, text, RECORDS) == []
+
+
+def test_what_is_written_from_records_is_what_the_records_say() -> None:
+    readme, claims = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "reports/claims.md"))
+    assert unlike_records(readme, claims, RECORDS) == []
+    assert {path.name for path in (ROOT / "reports").glob("*.md")} == {"claims.md", "conformance.md"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_has_a_commit_and_a_command(name: str) -> None:
+    assert unreproducible(name, RECORDS[name]) == []
+
+
+def test_a_planted_figure_is_found() -> None:
+    """In the table, in prose, as a word, in a traced phrase, on the page of claims; a record without its origin too."""
+    readme, claims, data = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "reports/claims.md", "data/README.md"))
+    cell = re.search(r"\d\d\.\d \[", readme)[0]
+    assert len(unlike_records(readme.replace(cell, "99.9 [", 1), claims, RECORDS)) == 1
+    assert len(unlike_records(readme, claims.replace("borne out", "undecided", 1), RECORDS)) == 1
+    for planted in ("It finds 77 % of images.", "It is three times faster.", "| speed | 12 |", "A loss of 2.31."):
+        assert len(untraced("README.md", f"{readme}\n{planted}\n")) == 1, planted
+    assert untraced("README.md", f"{readme}\n[12.5](x/12.5) `4.5 GB`\n```\n7 GB\n```\n")[0].startswith("README.md: 12.5")
+    assert unfounded("data/README.md", data.replace("180 s on", "18 s on"), RECORDS) != []
+    assert untraced("data/README.md", data.replace("180 s on", "18 s on")) != []
+    longer = {**RECORDS, "train-mini": replace(RECORDS["train-mini"], seconds=900.0)}
+    assert unfounded("data/README.md", data, longer) == ["data/README.md: '180 s on two cores' is 900, 2"]
+    assert unfounded("data/README.md", data.replace("(paper)", ""), RECORDS) != []
+    assert len(unreproducible("x", replace(RECORDS["train-mini"], git={"commit": None}))) == 1
+    assert figures_of("In `3 GB` of 2026, three maps and 5 rooms.") == []
+
+
+def test_a_record_names_the_version_of_whatever_is_required() -> None:
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini")
+    kinds = ("requirements", "faiss_requirements", "real_requirements")
+    required = {re.match(r"[\w-]+", each)[0] for kind in kinds for each in settings["DEFAULT"][kind].split()}
+    assert {re.sub("[-_]", "-", each) for each in required} <= {re.sub("[-_]", "-", each) for each in PACKAGES}
+
+
+def test_a_run_notes_its_command() -> None:
+    code = {each.name: "\n".join(cell.source for cell in each.code) for each in runs(read_notebooks())}
+    assert [name for name, text in code.items() if "start_record(" in text] == []
+    assert {name for name, text in code.items() if f'start_run("{name}", ' in text} >= {record.run for record in RECORDS.values()}
 
 
 def test_what_the_documents_link_to_is_there() -> None:

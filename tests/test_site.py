@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import CHROMIUM, NEEDS_CHROMIUM, OPTIONS, SCREENSHOTS, sync_api
+from browsing import NEEDS_CHROMIUM, SCREENSHOTS
 from fromage.chat.command import make_parser, read_declared
 from fromage.core.site import HOW_TO, broken_links, build_site
 from house_rules import ROOMS, ROOT, library, read_notebooks, runs
@@ -67,17 +67,15 @@ def test_a_link_that_leads_nowhere_is_found(site: Path) -> None:
 
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("page", ["index", "nbs/tutorial", "nbs/pages/hub", "reports/index", "reference/model", "data/index"])
-def test_a_page_asks_no_other_host_and_fits_a_phone(page: str, address: str) -> None:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        opened, asked, said = browser.new_page(viewport={"width": 390, "height": 844}), [], []
-        opened.on("request", lambda request: asked.append(request.url))
-        opened.on("pageerror", lambda error: said.append(str(error)))
-        opened.goto(f"{address}{page}.html", wait_until="networkidle")
-        SCREENSHOTS.mkdir(exist_ok=True)
-        opened.screenshot(path=SCREENSHOTS / f"site-{page.replace('/', '-')}.png")
-        assert opened.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
+def test_a_page_asks_no_other_host_and_fits_a_phone(page: str, address: str, browser) -> None:
+    opened, asked, said = browser.new_page(viewport={"width": 390, "height": 844}), [], []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(f"{address}{page}.html", wait_until="networkidle")
+    SCREENSHOTS.mkdir(exist_ok=True)
+    opened.screenshot(path=SCREENSHOTS / f"site-{page.replace('/', '-')}.png")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.close()
     assert len(asked) > 2 and [url for url in asked if not url.startswith((address, "data:"))] == [] and said == []
 
 

@@ -6,7 +6,7 @@
 __all__ = ['BEST_ANSWERS', 'RANKED_ANSWERS', 'PER_TOKEN', 'NATS', 'NAMED', 'READ', 'TUNED', 'LONG', 'LARGE', 'FREEZING',
            'HYPOTHESES', 'HEADLINE', 'Sample', 'collect', 'draw_counts', 'resample', 'estimate', 'Difference',
            'compare', 'compare_all', 'items_needed', 'Hypothesis', 'of_variants', 'Verdict', 'judge_hypotheses',
-           'claims_text', 'result_lines', 'difference_lines', 'cost_lines']
+           'claims_text', 'result_frame', 'write_difference', 'difference_frame', 'cost_frame']
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #437fbba6
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from .measurements import LESS, less_is_better
 from .sweep import LAST_LOSSES, Outcome
-from ..core.metrics import Estimate, group_numbers, holm, interval_ends
+from ..core.metrics import Comparison, Estimate, group_numbers, holm, interval_ends
 from ..core.paper import CAPTION_SEARCH, FULL_STORY
+from ..core.reporting import written_as
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #3a656363
 @dataclass(frozen=True)
@@ -250,39 +252,41 @@ HEADLINE = (FULL_STORY, CAPTION_SEARCH, NATS, RANKED_ANSWERS, PER_TOKEN, BEST_AN
             "dialogue to image, 10 rounds, corrected: R@10", NAMED, READ)
 
 
-def result_lines(table: Mapping[str, Mapping[str, Sample]],
-                 outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: the headline measurements of each variant with their intervals;
-    a failed one says why."""
-    lines = []
+def result_frame(table: Mapping[str, Mapping[str, Sample]], outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The headline measurements of each variant with their intervals; a failed one says why."""
+    rows = []
     errors = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     for name in dict.fromkeys(outcome.name for outcome in outcomes):
-        found = [table[name][metric] for metric in HEADLINE] if name in table else []
-        cells = [f"{estimate(each.values, each.groups):{'.2f' if less_is_better(metric) else '.1f'}}"
-                 for metric, each in zip(HEADLINE, found)]
-        seeds = str(len(found[0].seeds)) if found else "0"
-        lines.append([name, seeds, *(cells or [""] * len(HEADLINE)), errors.get(name, "")])
-    return ["variant", "seeds", *HEADLINE, "failed"], lines
+        found = {metric: table[name][metric] for metric in HEADLINE} if name in table else {}
+        measured = {metric: estimate(each.values, each.groups) for metric, each in found.items()}
+        seeds = len(found[FULL_STORY].seeds) if found else 0
+        rows.append({"variant": name, "seeds": seeds, **measured, "failed": errors.get(name, "")})
+    return written_as(pd.DataFrame(rows, columns=["variant", "seeds", *HEADLINE, "failed"]),
+                      {metric: ".2f" if less_is_better(metric) else ".1f" for metric in HEADLINE}, missing="")
 
 
-def difference_lines(table: Mapping[str, Mapping[str, Sample]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: each variant minus the baseline, and the p-value after
-    Holm's correction over the variants."""
+def write_difference(found: Comparison) -> str:
+    """A difference with two decimals and its p-value with three."""
+    return f"{found.difference:+.2f}, p = {found.p_value:.3f}"
+
+
+def difference_frame(table: Mapping[str, Mapping[str, Sample]]) -> pd.DataFrame:
+    """Each variant minus the baseline, with p-values after Holm's correction over the variants."""
     found = {metric: compare_all(table, metric) for metric in HEADLINE}
-    lines = [[name, *(f"{found[metric][name][0].estimate:+.2f}, p = {found[metric][name][1]:.3f}"
-                      for metric in HEADLINE)]
-             for name in found[FULL_STORY]]
-    return ["variant minus baseline", *HEADLINE], lines
+    pairs = {name: [compared[name] for compared in found.values()] for name in found[FULL_STORY]}
+    rows = [[name, *(Comparison(each.estimate, p) for each, p in own)] for name, own in pairs.items()]
+    return written_as(pd.DataFrame(rows, columns=["variant minus baseline", *HEADLINE]),
+                      dict.fromkeys(HEADLINE, write_difference))
 
 
-def cost_lines(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: what each variant trained, and its means over seeds of loss, seconds and memory."""
-    lines = []
+def cost_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """What each variant trained, and its means over seeds of loss, seconds and memory."""
+    rows = []
     for name in dict.fromkeys(outcome.name for outcome in outcomes if not outcome.error):
         own = [outcome.training for outcome in outcomes if outcome.name == name and not outcome.error]
         means = [np.mean([training[key] for training in own])
-                 for key in ("seconds", "measuring seconds", "peak memory (MB)")]
-        loss = np.mean([training["last losses"] for training in own])
-        lines.append([name, f"{own[0]['trained']:,}", f"{loss:.3f}", *(f"{value:,.0f}" for value in means)])
-    return ["variant", "trained values", LAST_LOSSES, "seconds, training", "seconds, measuring",
-            "peak memory (MB)"], lines
+                 for key in ("last losses", "seconds", "measuring seconds", "peak memory (MB)")]
+        rows.append([name, own[0]["trained"], *means])
+    costs = ["seconds, training", "seconds, measuring", "peak memory (MB)"]
+    return written_as(pd.DataFrame(rows, columns=["variant", "trained values", LAST_LOSSES, *costs]),
+                      {LAST_LOSSES: ".3f"} | dict.fromkeys(costs, ",.0f"))

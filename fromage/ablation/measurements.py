@@ -29,7 +29,7 @@ from ..model.training import embed_pairs
 from ..networks.splits import open_store, render_if_mini
 from ..networks.towers import VisionTower
 from ..truth.naming import naming_hits
-from ..visdial.answers import LENGTH_SUMS, ANSWER_PROTOCOLS, AnswerScorer, AnswerProtocol, answer_values, part_number
+from ..visdial.answers import ANSWER_PROTOCOLS, AnswerProtocol, AnswerScorer, answer_values, place_scores
 from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
 from ..visdial.search import embed_pictures, embed_together, search_ranks, search_text
 from ..vist.retrieval import StorySet, load_stories, rank_model
@@ -171,8 +171,7 @@ def measure_answers(model: Fromage, material: Material, most: int | None) -> dic
         key = (protocol.beginning, protocol.squash)
         if key not in passes:
             passes[key] = answer_sums(model, dialogues, images, protocol)
-        scores = passes[key][:, :, part_number(0, protocol.next_token)]
-        scores = scores / passes[key][:, :, LENGTH_SUMS] if protocol.per_token else scores
+        scores = place_scores(passes[key], 0, protocol)  # nothing else was put in the image's place
         values = answer_values(scores, dialogues, material.found, protocol)
         groups = values.rank_groups.tolist()
         table |= {f"answers, {name}: R@1": Items(hits(values.ranks, 1).tolist(), groups),

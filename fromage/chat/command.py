@@ -20,7 +20,7 @@ from PIL import Image
 from ..core.config import ROOT, SHIPPED, resolve_path
 
 # %% ../../nbs/chat/08_command.ipynb #86000006
-COMMANDS = {"train": "train", "prepare": "prepare", "tutorial": "tutorial"}
+COMMANDS = {"train": "train", "prepare": "prepare", "tutorial": "tutorial", "verify": "verify"}
 BENCHMARKS = {"vist": "eval_vist", "visdial": "eval_visdial"}
 REPORTED = ("train", "eval_vist", "eval_visdial", "show_examples", "claims")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
@@ -32,7 +33,7 @@ from .formulas import set_formulas
 from .metrics import Estimate
 from .records import RunRecord, load_record, write_text
 from fromage.core.reporting import (
-    Report, format_value, headline, markdown_table, metric_cells, read_reports, update_readme,
+    Report, format_value, headline, markdown_table, metric_frame, read_reports, update_readme, written_as,
 )
 
 # %% ../../nbs/core/19_pages.ipynb #a160006
@@ -125,14 +126,14 @@ def find_picture(report: Report, folder: Path) -> str:
 
 # %% ../../nbs/core/19_pages.ipynb #a160013
 def describe_origin(record: RunRecord) -> str:
-    """One line: preset, seed, commit, machine, time and what could not be used."""
+    """One line: preset, seed, commit, machine, time, what could not be used, and the command."""
     commit = (record.git.get("commit") or "no commit")[:10] + (" with changes" if record.git.get("dirty")
                                                                else "")
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
     asked = f"preset {record.config['preset']}, seed {record.seed}" if "preset" in record.config else f"seed {record.seed}"
-    parts = [asked, commit, machine, seconds, record.started, problems]
+    parts = [asked, commit, machine, seconds, record.started, problems, record.command, record.note]
     return " · ".join(part for part in parts if part)
 
 
@@ -143,20 +144,20 @@ def paper_table(report: Report) -> str:
         return ""
     answers = answers_of(report.name, report.record)
     if not answers:
-        return markdown_table(["figure", "value [95 % interval]", "items used"],
-                              [metric_cells(*pair) for pair in headline(report.record)])
-    header = ["claim", "the paper, on photographs", "here [95 % interval]", "what decides", "the claim is",
-              "because of"]
-    rows = [[claim_words(each), each.claim.paper or "–", str(each.value), str(each.decides), each.answer,
-             each.claim.why] for each in answers]
-    return markdown_table(header, rows)
+        return markdown_table(metric_frame(headline(report.record), "figure"))
+    rows = [{"claim": claim_words(each), "the paper, on photographs": each.claim.paper or None,
+             "here [95 % interval]": each.value, "what decides": each.decides, "the claim is": each.answer,
+             "because of": each.claim.why} for each in answers]
+    patterns = {"here [95 % interval]": ".1f", "what decides": ".1f"}
+    return markdown_table(written_as(pd.DataFrame(rows), patterns))
 
 
 def settings_table(record: RunRecord) -> str:
     """Markdown: what was asked otherwise than by the preset or the run's defaults."""
-    rows = [[f"`{name}`", f"`{usual}`", f"`{here}`"] for name, usual, here in changed_settings(record)]
+    rows = [{"setting": f"`{name}`", "usually": f"`{usual}`", "here": f"`{here}`"}
+            for name, usual, here in changed_settings(record)]
     usual = "Everything as the preset and the run's defaults have it.\n"
-    return markdown_table(["setting", "usually", "here"], rows) if rows else usual
+    return markdown_table(pd.DataFrame(rows)) if rows else usual
 
 
 def opening(report: Report, picture: str) -> str:

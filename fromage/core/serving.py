@@ -133,7 +133,8 @@ def serve(notebook: Path, port: int, idle: int) -> None:
                "--template=local",
                "--VoilaExporter.exclude_markdown=True", f"--MappingKernelManager.cull_idle_timeout={idle}",
                f"--MappingKernelManager.cull_interval={max(1, min(idle // 6, 300))}",
-               "--VoilaConfiguration.file_allowlist=$^"]
+               "--VoilaConfiguration.file_allowlist=$^",
+               "--VoilaExecutor.iopub_timeout=300", "--VoilaExecutor.startup_timeout=300"]  # for a busy machine
     settings = {"websocket_max_message_size": 100 * 2**20, "headers": {"Content-Security-Policy": POLICY}}
     with tempfile.TemporaryDirectory() as folder:
         places = [str(write_template(Path(folder))), *filter(None, [os.environ.get("JUPYTER_PATH")])]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOWER', 'PREPROCESS', 'tower_tokenizer', 'new_tower', 'save_tower', 'scene_pixels', 'normalise', 'tokenise',
            'SeeingLog', 'like_scenes', 'choose_rows', 'settle_norms', 'pretrain_tower', 'tower_features',
-           'retrieval_ceiling', 'linear_probe', 'probe_tower', 'measure_tower', 'see_twice']
+           'retrieval_ceiling', 'ridge_classes', 'linear_probe', 'probe_tower', 'measure_tower', 'see_twice']
 
 # %% ../../nbs/mini/05_seeing.ipynb #98954f2a
 import copy
@@ -207,15 +207,21 @@ def retrieval_ceiling(facts: list[frozenset[str]], gallery: list[frozenset[str]]
     return sum(1 / sum(told <= whole for whole in gallery) for told in facts) / len(facts)
 
 
+def ridge_classes(read: np.ndarray, target: np.ndarray, asked: np.ndarray, ridge: float) -> np.ndarray:
+    """The classes (M,) that a ridge regression gives to rows (M, D),
+    fitted to rows (N, D) with ones (N, C) at their classes."""
+    fit, rows = (np.column_stack([part, np.ones(len(part))]) for part in (read, asked))
+    weights = np.linalg.solve(fit.T @ fit + ridge * np.eye(fit.shape[1]), fit.T @ target)
+    return (rows @ weights).argmax(1)
+
+
 def linear_probe(features: torch.Tensor, labels: list[str], n_train: int) -> float:
     """Accuracy of a ridge-regression classifier on the features behind the first `n_train` rows."""
-    names = sorted(set(labels))
-    target = F.one_hot(torch.tensor([names.index(label) for label in labels]), len(names)).double()
-    rows = torch.cat([features.double(), torch.ones(len(features), 1)], 1)
-    fit = rows[:n_train]
-    weights = torch.linalg.solve(fit.T @ fit + 1e-2 * n_train ** 0.5 * torch.eye(rows.shape[1]),
-                                 fit.T @ target[:n_train])
-    return (rows[n_train:] @ weights).argmax(1).eq(target[n_train:].argmax(1)).double().mean().item()
+    names, classes = np.unique(labels, return_inverse=True)
+    rows = features.double().numpy()
+    found = ridge_classes(rows[:n_train], np.eye(len(names))[classes[:n_train]], rows[n_train:],
+                          1e-2 * n_train ** 0.5)
+    return float((found == classes[n_train:]).mean())
 
 
 def probe_tower(features: torch.Tensor, scenes: list[Scene], n_train: int) -> dict[str, float]:

@@ -44,10 +44,10 @@ class Assistant:
         ids = generate_ids(self.model, [prompt], max_new_tokens, stop_ids(self.model))[0]
         return self.model.vocabulary.decode(ids).strip()
 
-    def features(self, images: str | Path, store: str | Path | None = None) -> FeatureStore:
+    def features(self, images: str | Path | ImageFolder, store: str | Path | None = None) -> FeatureStore:
         """The features of all images below a folder, kept in `store`;
         ids are paths relative to the folder."""
-        source = ImageFolder(resolve_path(images))
+        source = images if isinstance(images, ImageFolder) else ImageFolder(resolve_path(images))
         name = f"{source.key[:12]}-{self.tower.fingerprint[:12]}"
         return extract_features(self.tower, source, store or f"data/runs/indexes/{name}")
 

@@ -10,10 +10,13 @@ __all__ = ['UNKNOWN', 'TERMS', 'OPENING', 'terms_of', 'parts_of', 'licence_of', 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
 from ..core.config import Config, resolve_path
 from ..core.findings import look
 from ..core.metrics import Estimate
 from ..core.records import RunRecord, portable_path
+from ..core.reporting import items_used, markdown_table, written_as
 from .checkpoint import Checkpoint
 
 # %% ../../nbs/model/17_cards.ipynb #ca120005
@@ -95,11 +98,10 @@ def describe_training(checkpoint: Checkpoint, record: RunRecord | None) -> list[
 
 def describe_figures(record: RunRecord | None) -> list[str]:
     """The table of a record's estimates, and what they do not show, in lines."""
-    rows = [f"| {name} | {each.value:.1f} [{each.low:.1f}, {each.high:.1f}] | {each.n_used:,} of "
-            f"{each.n_total:,} |"
+    rows = [{"measured": name, "value": each, "items used": items_used(each)}
             for name, each in estimates_of(record.metrics)] if record else []
     table = ["Rates from 0 to 100 with 95 % bootstrap intervals over items.", "",
-             "| measured | value | items used |", "| --- | ---: | ---: |", *rows]
+             *markdown_table(written_as(pd.DataFrame(rows), {"value": ".1f"})).splitlines()]
     limits = "No limits were recorded."
     if record and record.limits:
         limits = f"These figures do not show: {record.limits}."

@@ -12,7 +12,7 @@ __all__ = ['SHARED_NAME', 'RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAG
 import hashlib
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ SHARED_NAME = "model.safetensors"  # a checkpoint in a folder that is shared, as
 
 @dataclass
 class Checkpoint:
-    """Trained tensors, the configuration they belong to, and the fingerprints of
-    the frozen networks (None: unknown)."""
+    """Trained tensors, their configuration, and fingerprints of the frozen networks (None: unknown)."""
     tensors: dict[str, Tensor]
     config: Config
     vision_width: int
@@ -56,20 +55,21 @@ def save_checkpoint(path: str | Path, model: Fromage, config: Config,
 
 
 def load_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:
-    """Read a file written by `save_checkpoint`, or a folder, shared or released;
-    `verify` False leaves sums out."""
+    """Read a file written by `save_checkpoint`, or a folder, shared or released; `verify` False: no sums."""
     if resolve_path(path).is_dir():
         if not (resolve_path(path) / SHARED_NAME).is_file():
             return load_released(path)
         path = resolve_path(path) / SHARED_NAME
     tensors, header = load_tensors(path, "checkpoint", verify)
+    allowed = sorted({item.name for item in fields(Checkpoint)} - {"tensors"})
+    if not {"config", "vision_width"} <= {*header} <= {*allowed} or not isinstance(header["config"], dict):
+        raise CheckpointError(f"{path}: damaged; its header has {sorted(header)}, allowed are {allowed}")
     config = change(Config(), **header.pop("config"))
     return Checkpoint(tensors, config, **header)
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
-    """A hash over everything trained and the vision tower: what an index or a run
-    that begins with it depends on, in hex."""
+    """A hash, in hex, over all that is trained and the tower: what an index or a later run depends on."""
     digest = hashlib.sha256(str(checkpoint.tower_fingerprint).encode())
     for name, value in sorted(checkpoint.tensors.items()):
         digest.update(name.encode() + value.float().contiguous().numpy().tobytes())

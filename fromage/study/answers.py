@@ -147,7 +147,8 @@ def import_table(study: Study, path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: no table of answers ({describe_error(error)}); allowed is what "
                          "export_table wrote") from None
     if tuple(table.columns) != COLUMNS:
-        raise ValueError(f"{path}: columns {', '.join(table.columns)}; allowed are {', '.join(COLUMNS)}")
+        found = repr(", ".join(map(str, table.columns)))[:300]  # of one line, whatever they are
+        raise ValueError(f"{path}: columns {found}; allowed are {', '.join(COLUMNS)}")
     if strangers := set(table["study"]) - {study.hash}:
         other = ", ".join(str(each)[:12] for each in strangers)
         raise ValueError(f"{path}: answers of another study ({other}); allowed is {study.hash[:12]}")

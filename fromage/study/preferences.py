@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Differences', 'score_preferences', 'share_estimates', 'side_estimates', 'compare_choices', 'draw_choices', 'power',
-           'planned_shares', 'power_lines']
+           'planned_shares', 'power_frame']
 
 # %% ../../nbs/study/07_preferences.ipynb #2c0141bb
 import itertools
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from ..core.metrics import Estimate, bootstrap, holm, paired_difference
+from ..core.reporting import written_as
 from .answers import labelled_systems
 
 # %% ../../nbs/study/07_preferences.ipynb #0ad2b48c
@@ -98,9 +99,10 @@ def planned_shares(difference: float, systems: int) -> list[float]:
     return [(100 / systems + sign * difference / 2) / 100 for sign in (1, -1, *[0] * (systems - 2))]
 
 
-def power_lines(shares: Sequence[float], items: Sequence[int] = (24, 48, 96, 192),
-                ratings: Sequence[int] = (1, 3, 5, 9), seed: int = 0) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of power: items in rows, ratings per item in columns."""
-    lines = [[f"{many} items", *(f"{power(shares, many, each, seed=seed):.0f}" for each in ratings)]
-             for many in items]
-    return ["power (%)", *(f"{each} ratings per item" for each in ratings)], lines
+def power_frame(shares: Sequence[float], items: Sequence[int] = (24, 48, 96, 192),
+                ratings: Sequence[int] = (1, 3, 5, 9), seed: int = 0) -> pd.DataFrame:
+    """Power: items in rows, ratings per item in columns."""
+    columns = {f"{each} ratings per item": each for each in ratings}
+    rows = [{"power (%)": f"{many} items"} | {name: power(shares, many, each, seed=seed)
+                                              for name, each in columns.items()} for many in items]
+    return written_as(pd.DataFrame(rows), dict.fromkeys(columns, ".0f"))

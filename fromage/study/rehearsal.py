@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.records import write_text
+from ..core.reporting import written_as
 from .answers import Key, read_ratings
 from .folder import Study
 from .session import TIE, header_of, ratings_path
@@ -135,11 +136,11 @@ def taste_table(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str
     """The share that each system has by the taste, what was found,
     and whether its interval covers the share."""
     label, found, _ = main_results(findings, out)
-    lines = []
+    rows = []
     for name in taste.strengths:
         for system, share in true_shares(taste, name, seed=seed).items():
             own = found.shares[name][system]
-            lines.append((f"{name}: {system}", f"{share:.1f}", str(own),
-                          "yes" if own.low <= share <= own.high else "no"))
-    header = ("question and system", "true share (%)", f"{label}found", "covered")
-    return ResultTable("known taste", header, tuple(lines), simulated=True)
+            rows.append([f"{name}: {system}", share, own, own.low <= share <= own.high])
+    patterns = {"true share (%)": ".1f", f"{label}found": ".1f"}
+    frame = pd.DataFrame(rows, columns=["question and system", *patterns, "covered"])
+    return ResultTable("known taste", written_as(frame, patterns), simulated=True)

@@ -84,5 +84,5 @@ def read_specification(path: str | Path) -> Specification:
     """The specification in a TOML file; ConfigError names the file and the field that is wrong."""
     try:
         return make_specification(tomllib.loads(resolve_path(path).read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError, ConfigError) as error:
+    except (OSError, tomllib.TOMLDecodeError, ConfigError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -17,9 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.metrics import Estimate
-from ..core.reporting import format_value, markdown_table
+from ..core.reporting import markdown_table, paired_frame, write_cells, written_as
 from .agreement import alpha_estimate, choice_counts, exclusions, rater_measures
-from .preferences import (compare_choices, planned_shares, power_lines, score_preferences,
+from .preferences import (compare_choices, planned_shares, power_frame, score_preferences,
                                        share_estimates, side_estimates)
 from .specification import Specification
 
@@ -31,8 +31,7 @@ SIMULATED = "SIMULATED RATERS"
 class ResultTable:
     """A table with its title; the title of simulated raters says so."""
     title: str
-    header: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
+    frame: pd.DataFrame
     simulated: bool
 
     @property
@@ -42,14 +41,13 @@ class ResultTable:
 
     def markdown(self) -> str:
         """As Markdown; the title stands in the first column's head."""
-        return markdown_table([self.full_title, *self.header[1:]], self.lines)
+        return markdown_table(self.frame.rename(columns={self.frame.columns[0]: self.full_title}))
 
     def latex(self) -> str:
         """As LaTeX (booktabs) with the title as caption."""
-        frame = pd.DataFrame([list(line) for line in self.lines], columns=list(self.header))
         caption = self.full_title.replace("%", r"\%").replace("&", r"\&").replace("_", r"\_")
-        return frame.to_latex(index=False, escape=True, caption=caption,
-                              column_format="l" + "r" * (len(self.header) - 1))
+        return write_cells(self.frame).to_latex(index=False, escape=True, caption=caption,
+                                                column_format="l" + "r" * (self.frame.shape[1] - 1))
 
 # %% ../../nbs/study/08_tables.ipynb #ac635983
 @dataclass(frozen=True)
@@ -120,43 +118,40 @@ def name_scale(specification: Specification) -> str:
 def share_table(findings: Mapping[str, Findings], specification: Specification,
                 simulated: bool) -> ResultTable:
     """Share of choices, or win rate, by question and system."""
-    lines = [(f"{question}: {system}", *(format_value(found.shares[question].get(system))
-                                         for found in findings.values()))
-             for question in (each.name for each in specification.criteria)
-             for system in specification.systems]
-    return ResultTable(name_scale(specification), ("question and system", *findings), tuple(lines), simulated)
+    rows = [{"question and system": f"{question}: {system}"}
+            | {who: found.shares[question].get(system) for who, found in findings.items()}
+            for question in (each.name for each in specification.criteria)
+            for system in specification.systems]
+    return ResultTable(name_scale(specification), pd.DataFrame(rows), simulated)
 
 
 def difference_table(findings: Mapping[str, Findings], simulated: bool) -> ResultTable:
     """Every pair of systems, by the raters who are counted."""
-    lines = [(f"{name} ({who})", f"{each['difference']:+.1f}", f"{each['p']:.4f}", f"{each['p (Holm)']:.4f}")
-             for who, found in findings.items() for name, each in found.differences.items()]
-    return ResultTable("differences", ("difference", "points", "p", "p (Holm)"), tuple(lines), simulated)
+    named = {f"{name} ({who})": each for who, found in findings.items()
+             for name, each in found.differences.items()}
+    return ResultTable("differences", paired_frame(named, measure="points"), simulated)
 
 
 def agreement_table(findings: Mapping[str, Findings], simulated: bool) -> ResultTable:
     """Alpha of each question and how many raters and answers there are;
     then the share of choices at each position."""
-    questions = list(next(iter(findings.values())).alphas)
-    lines = [(f"Krippendorff's alpha, {name}", *(format_value(found.alphas[name])
-                                                 for found in findings.values()))
-             for name in questions]
-    sides = next(iter(findings.values())).sides
-    lines += [(f"choices at {name} (%)", *(format_value(found.sides.get(name))
-                                           for found in findings.values()))
-              for name in sides]
-    lines += [(name, *(f"{getattr(found, name):,}" for found in findings.values()))
-              for name in ("raters", "answers")]
-    return ResultTable("agreement and sides", ("measure", *findings), tuple(lines), simulated)
+    first = next(iter(findings.values()))
+    columns = {}
+    for who, found in findings.items():
+        alphas = {f"Krippendorff's alpha, {name}": found.alphas[name] for name in first.alphas}
+        sides = {f"choices at {name} (%)": found.sides.get(name) for name in first.sides}
+        columns[who] = alphas | sides | {"raters": found.raters, "answers": found.answers}
+    frame = pd.DataFrame(columns, dtype=object).rename_axis("measure").reset_index()
+    return ResultTable("agreement and sides", frame, simulated)
 
 
 def rater_table(answers: pd.DataFrame, specification: Specification, simulated: bool) -> ResultTable:
     """Every rater with the measures of the rules and the reasons for being left out."""
     out = exclusions(answers, specification.rules)
     measures = rater_measures(answers)
-    lines = [(str(rater), *("–" if pd.isna(value) else f"{value:.3g}" for value in row),
-              "; ".join(out.get(str(rater), [])) or "kept") for rater, row in measures.iterrows()]
-    return ResultTable("raters", ("rater", *measures.columns, "outcome"), tuple(lines), simulated)
+    frame = measures.rename(index=str).rename_axis("rater").reset_index()
+    frame["outcome"] = ["; ".join(out.get(rater, [])) or "kept" for rater in frame["rater"]]
+    return ResultTable("raters", written_as(frame, dict.fromkeys(measures.columns, ".3g")), simulated)
 
 # %% ../../nbs/study/08_tables.ipynb #f1bb0d2b
 def plot_shares(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> Figure:
@@ -187,9 +182,8 @@ def power_table(specification: Specification, difference: float, simulated: bool
     """Power to find two systems that differ by so many points, all others between them;
     by items and ratings."""
     count = len(specification.systems) if specification.scale == "choice" else 2
-    header, lines = power_lines(planned_shares(difference, count), seed=seed)
-    return ResultTable(f"power (%) for {difference:g} points", tuple(header), tuple(map(tuple, lines)),
-                       simulated)
+    frame = power_frame(planned_shares(difference, count), seed=seed)
+    return ResultTable(f"power (%) for {difference:g} points", frame, simulated)
 
 
 def result_metrics(findings: Mapping[str, Findings], out: Mapping[str, Sequence[str]],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'NO_IMAGE', 'ANOTHER_IMAGE', 'IN_WORDS', 'OWN_CAPTION', 'NO_CAPTION', 'ANOTHER_CAPTION', 'TOLD', 'tell_scenes',
-           'caption_places', 'write_behind', 'nats_behind', 'rank_queries', 'compare_captions', 'compare_queries']
+           'caption_places', 'nats_behind', 'rank_queries', 'compare_captions', 'compare_queries']
 
 # %% ../../nbs/truth/04_captions.ipynb #ca971002
 import random
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.metrics import Estimate, bleu, bootstrap, compare_pairs, hits, ranks, reciprocal_ranks
 from ..mini.language import caption
 from ..mini.world import Scene
-from ..model.generation import generate_ids, stop_ids
+from ..model.generation import write_behind
 from ..model.interleaving import log_likelihoods
 from ..model.model import Fromage, project_images
 from ..model.prompts import Piece, build_prompt
@@ -48,17 +48,6 @@ def caption_places(features: Tensor, words: Sequence[str] | None = None) -> dict
     places = {OWN: [[row] for row in features], NO_IMAGE: [[]] * len(features),
               ANOTHER_IMAGE: [[row] for row in features.roll(-1, 0)]}
     return places | ({IN_WORDS: [[text] for text in words]} if words else {})
-
-
-def write_behind(model: Fromage, places: Sequence[Sequence[Piece]], max_tokens: int = 24) -> list[str]:
-    """Greedy captions behind each of `places`, as `generate_captions` writes them behind an image."""
-    texts = []
-    stop = stop_ids(model)
-    for start in range(0, len(places), 64):
-        prompts = [build_prompt(model, [*pieces, ""], bos="every") for pieces in places[start:start + 64]]
-        texts += [model.vocabulary.decode(ids).strip()
-                  for ids in generate_ids(model, prompts, max_tokens, stop)]
-    return texts
 
 
 def nats_behind(model: Fromage, places: Sequence[Sequence[Piece]], captions: Sequence[str]) -> np.ndarray:

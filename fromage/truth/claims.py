@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THING', 'Truth', 'read_truths', 'mentions', 'count_mentions', 'caption_accuracy', 'Question', 'colour_questions',
            'answer_questions', 'right_answers', 'colour_accuracy', 'caption_controls', 'FoundRanks', 'find_by_dialogue',
-           'find_by_story', 'Grounded', 'found_claims', 'search_claim', 'grounding_claims', 'claim_lines',
+           'find_by_story', 'Grounded', 'found_claims', 'search_claim', 'grounding_claims', 'grounded_frame',
            'claim_metrics']
 
 # %% ../../nbs/truth/00_claims.ipynb #8848d92d
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ..core.metrics import Comparison, Estimate, bootstrap, hits, paired_difference
+from ..core.reporting import written_as
 from ..mini.rendering import WorldPaths
 from ..mini.seeing import retrieval_ceiling
 from ..mini.world import COLOURS, KINDS, Scene, Thing, scene_from_truth
@@ -268,16 +270,16 @@ def grounding_claims(model: Fromage, tower: VisionTower, world: WorldPaths, text
     return claims
 
 # %% ../../nbs/truth/00_claims.ipynb #9eb86b1f
-def claim_lines(claims: Mapping[str, Grounded]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table: value, least, whether the value reaches it, controls."""
-    lines = []
+def grounded_frame(claims: Mapping[str, Grounded]) -> pd.DataFrame:
+    """Claims with their values, the least that was asked, whether it is reached, and the controls."""
+    rows = []
     for name, claim in claims.items():
-        reached = "" if claim.least is None else "yes" if claim.value.value >= claim.least else "no"
+        reached = None if claim.least is None else claim.value.value >= claim.least
         controls = "; ".join(f"{label} {value:.3g}" if isinstance(value, float) else f"{label} {value}"
                              for label, value in claim.controls.items())
-        lines.append([name, str(claim.value), "" if claim.least is None else f"{claim.least:.0f}", reached,
-                      controls])
-    return ["claim", "value", "at least", "reached", "controls"], lines
+        rows.append([name, claim.value, claim.least, reached, controls])
+    frame = pd.DataFrame(rows, columns=["claim", "value", "at least", "reached", "controls"])
+    return written_as(frame, {"value": ".1f", "at least": ".0f"}, missing="")
 
 
 def claim_metrics(claims: Mapping[str, Grounded]) -> dict[str, dict]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MENTION', 'SCENE_WORDS', 'PLACED', 'RELATIONS', 'RELATED', 'PRONOUN', 'SHARES', 'EstimateRows', 'Judgement',
            'find_thing', 'told_hero', 'claims', 'last_kind', 'placed_rightly', 'judge_sentence', 'judge_telling',
-           'read_scenes', 'scene_words', 'story_values', 'relevance_rows', 'compare_systems', 'relevance_lines',
+           'read_scenes', 'scene_words', 'story_values', 'relevance_rows', 'compare_systems', 'relevance_frame',
            'condition_pairs']
 
 # %% ../../nbs/truth/03_relevance.ipynb #1dbda20c
@@ -18,10 +18,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..core.config import resolve_path
 from ..core.metrics import Estimate, bootstrap, compare_pairs
-from ..core.reporting import format_value
 from ..mini.language import caption
 from ..mini.world import GROUNDS, SIZES, STYLES, Scene, Thing, scene_from_truth
 from .claims import THING
@@ -183,11 +183,11 @@ def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene],
     return compare_pairs(values, pairs, albums, seed)
 
 
-def relevance_lines(rows: EstimateRows) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table."""
-    measures = list(next(iter(rows.values()), {}))
-    lines = [[name, *(format_value(row[each]) for each in measures)] for name, row in rows.items()]
-    return ["programmatic relevance", *measures], lines
+def relevance_frame(rows: EstimateRows) -> pd.DataFrame:
+    """Systems in rows, measures in columns."""
+    return pd.DataFrame([{"programmatic relevance": name, **row} for name, row in rows.items()])
+
+
 def condition_pairs(models: Sequence[str], conditions: Sequence[str],
                     decodings: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs of systems that `compare_systems` is for: two conditions of a last sentence,

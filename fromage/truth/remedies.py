@@ -24,6 +24,7 @@ from ..core.config import Config
 from ..core.metrics import Estimate, bootstrap
 from ..core.presets import change
 from ..mini.language import caption
+from ..mini.seeing import ridge_classes
 from ..mini.world import Scene
 from ..model.checkpoint import load_model, new_model
 from ..model.model import Fromage, embed_images, project_images
@@ -49,11 +50,9 @@ def probe_hits(vectors: np.ndarray, labels: Sequence[str], ridge: float = 1.0, s
         unseen = folds == fold
         mean = vectors[seen].mean(0)
         scale = vectors[seen].std(0) + 1e-9
-        read, asked = (np.column_stack([(vectors[rows] - mean) / scale, np.ones(rows.sum())])
-                       for rows in (seen, unseen))
-        weights = np.linalg.solve(read.T @ read + ridge * np.eye(read.shape[1]),
-                                  read.T @ np.eye(len(names))[classes[seen]])
-        hit[unseen] = 100.0 * ((asked @ weights).argmax(1) == classes[unseen])
+        target = np.eye(len(names))[classes[seen]]
+        found = ridge_classes((vectors[seen] - mean) / scale, target, (vectors[unseen] - mean) / scale, ridge)
+        hit[unseen] = 100.0 * (found == classes[unseen])
     return hit
 
 

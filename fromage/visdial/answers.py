@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CORRECTED', 'PUBLISHED', 'ANSWER_PROTOCOLS', 'DEFECTS', 'CHOICES', 'BEGINNINGS', 'SQUASHED', 'CROPPED', 'LENGTH_SUMS',
            'Beginning', 'AnswerProtocol', 'protocol_variants', 'part_number', 'question_text', 'AnswerScorer',
-           'show_question', 'usable_dialogues', 'check_answered', 'score_answers', 'choose_scores', 'AnswerValues',
-           'annotated_rows', 'answer_values', 'answer_estimates', 'compare_protocols', 'chance_metrics']
+           'show_question', 'usable_dialogues', 'check_answered', 'score_answers', 'place_scores', 'choose_scores',
+           'AnswerValues', 'annotated_rows', 'answer_values', 'answer_estimates', 'compare_protocols', 'chance_metrics']
 
 # %% ../../nbs/visdial/01_answers.ipynb #69648864
 from collections.abc import Sequence
@@ -184,11 +184,17 @@ def score_answers(model: Fromage, dialogues: Sequence[VisualDialogue], squashed:
     return np.stack([journal.arrays[str(each.image_id)] for each in dialogues])
 
 
+def place_scores(begun: np.ndarray, place: int, protocol: AnswerProtocol) -> np.ndarray:
+    """Scores (N, rounds, 100) of a protocol after the thing number `place`,
+    from the sums (N, rounds, parts, 100) of its beginning."""
+    scores = begun[:, :, part_number(place, protocol.next_token)]
+    return scores / begun[:, :, LENGTH_SUMS] if protocol.per_token else scores
+
+
 def choose_scores(sums: np.ndarray, protocol: AnswerProtocol) -> np.ndarray:
     """Scores (N, rounds, 100) of a protocol from all sums (N, rounds, beginnings, parts, 100)."""
     begun = sums[:, :, BEGINNINGS.index(protocol.beginning)]
-    scores = begun[:, :, part_number(SQUASHED if protocol.squash else CROPPED, protocol.next_token)]
-    return scores / begun[:, :, LENGTH_SUMS] if protocol.per_token else scores
+    return place_scores(begun, SQUASHED if protocol.squash else CROPPED, protocol)
 
 # %% ../../nbs/visdial/01_answers.ipynb #76ce15d4
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['VisdialFiles', 'visdial_files', 'extract_both', 'image_features', 'next_features', 'answer_identity', 'keep_answers',
-           'keep_places', 'SearchEmbeddings', 'embed_search', 'search_rows', 'search_chance', 'search_against_clip',
-           'search_curves']
+           'keep_places', 'SearchEmbeddings', 'embed_search', 'search_rows', 'search_against_clip', 'search_curves']
 
 # %% ../../nbs/visdial/05_evaluation.ipynb #5e7a0002
 from collections.abc import Mapping, Sequence
@@ -149,11 +148,6 @@ def search_rows(found: SearchEmbeddings, seed: int = 0,
     rows["dialogue to image, with VisDial's caption"] = estimate(search_ranks(told, found.images))
     return rows | {f"CLIP, {direction}": estimate(search_ranks(clip, found.clip_images, direction))
                    for direction in DIRECTIONS}
-
-
-def search_chance(count: int) -> dict[str, float]:
-    """What a random order of so many images has on average."""
-    return {f"R@{k}": 100 * min(k, count) / count for k in (1, 5, 10)} | {"mean rank": (count + 1) / 2}
 
 
 def search_against_clip(found: SearchEmbeddings, seed: int = 0, samples: int = 2000) -> Comparison:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['STORY_PROTOCOLS', 'ALL_BUT_LAST', 'CONTEXTS', 'StoryProtocol', 'Context', 'find_protocol', 'StorySet',
            'choose_stories', 'load_stories', 'context_prompt', 'embed_contexts', 'story_ranks', 'row_name', 'rank_all',
-           'rank_model', 'ProjectedTower', 'load_baselines', 'clip_queries', 'chance_recall', 'compare_rows',
-           'compare_records']
+           'rank_model', 'ProjectedTower', 'load_baselines', 'clip_queries', 'compare_rows', 'compare_records']
 
 # %% ../../nbs/vist/01_retrieval.ipynb #ff78d293
 from collections.abc import Mapping, Sequence
@@ -203,11 +202,6 @@ def clip_queries(tower: VisionTower, stories: StorySet,
     mixed = F.normalize(torch.cat([captions, images], 1).mean(1), dim=-1)
     cut = {"captions cut": cut_one, "joined captions cut": cut_all}
     return {Context(1): captions[:, -1], Context(5): joined, Context(5, 4): mixed}, cut
-
-
-def chance_recall(size: int, k: int) -> float:
-    """R@k of a random order of `size` images."""
-    return 100 * min(k, size) / size
 
 # %% ../../nbs/vist/01_retrieval.ipynb #f304612a
 def compare_rows(table: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], albums: Sequence[str],
