@@ -6,7 +6,7 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'best_remedy', 'find_compositions', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'drawn_figures', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -250,6 +250,20 @@ def find_compositions(metrics: Mapping[str, Any]) -> tuple[str, str]:
         say(("trained anew as shipped it is right in {} %", right("remedies", "as shipped")),
             (f"with the best of the remedies, {best}, in {{}} %", right("remedies", best)))), (
         "orders in other words, or about pictures of several things")
+
+# %% ../../nbs/core/04_findings.ipynb #f1nd0121
+def drawn_figures(record: RunRecord) -> list[tuple[str, Any]]:
+    """Name and value of the figures that a record's finding rests on; empty where nothing is chosen."""
+    if record.run == "claims":
+        return list((look(record.metrics, "answers") or {}).items())
+    if record.run != "eval_visdial":
+        return []
+    prior = "frequency given the kind of question"
+    places = {"MRR of the right answer, the image": ("answers", "corrected", "MRR"),
+              **{f"{name} in its place": ("in the image's place", name, "MRR") for name in IMAGE_PLACES},
+              "no model: frequency of answers to such questions": ("in the image's place", prior, "MRR"),
+              "as published": ("answers", "published", "MRR")}
+    return [(name, look(record.metrics, *place)) for name, place in places.items()]
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
