@@ -420,6 +420,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fromage.core.config.unknown_name': ('core/config.html#unknown_name', 'fromage/core/config.py'),
                                      'fromage.core.config.value_check': ('core/config.html#value_check', 'fromage/core/config.py')},
             'fromage.core.findings': { 'fromage.core.findings.best_remedy': ('core/findings.html#best_remedy', 'fromage/core/findings.py'),
+                                       'fromage.core.findings.drawn_figures': ( 'core/findings.html#drawn_figures',
+                                                                                'fromage/core/findings.py'),
                                        'fromage.core.findings.find_ablations': ( 'core/findings.html#find_ablations',
                                                                                  'fromage/core/findings.py'),
                                        'fromage.core.findings.find_claims': ('core/findings.html#find_claims', 'fromage/core/findings.py'),
