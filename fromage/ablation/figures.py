@@ -19,7 +19,7 @@ from ..vist.retrieval import CONTEXTS
 
 # %% ../../nbs/ablation/05_figures.ipynb #c9b8c28e
 def forest_plot(table: Mapping[str, Mapping[str, Sample]], metrics: Sequence[str] = HEADLINE) -> Figure:
-    """Differences from the baseline with their intervals; of few variants the panels stand in rows of three."""
+    """Differences from the baseline with their intervals; of few variants in rows of three panels."""
     names = [name for name in table if name != "baseline"]
     columns = len(metrics) if len(names) > 6 else min(3, len(metrics))
     rows = -(-len(metrics) // columns)

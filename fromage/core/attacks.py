@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -42,7 +43,8 @@ ATTACKS = {"mutations": Attack("attacking.py", "cases", "mutations.json"),
 
 def house_key() -> str:
     """A hash of the code of all modules and of the programs that attack them."""
-    modules = sorted(path.relative_to(ROOT / "fromage").with_suffix("") for path in ROOT.glob("fromage/*/*.py")
+    package = ROOT / "fromage"
+    modules = sorted(path.relative_to(package).with_suffix("") for path in package.glob("*/*.py")
                      if path.stem != "__init__")
     programs = sorted((ROOT / "tests").glob("*ing.py")) + [ROOT / "tests" / name for name in (
         "mutations.py", "processes.py", "stages.py")]
@@ -131,14 +133,14 @@ def draw_attacks(records: Mapping[str, RunRecord]) -> Figure:
             axes.set_xlabel("cases")
         else:
             for process, samples in metrics["samples (MiB)"].items():
-                minutes = [metrics["minutes"] * place / max(len(samples) - 1, 1) for place in range(len(samples))]
-                axes.plot(minutes, samples, label=process)
+                axes.plot(np.linspace(0, metrics["minutes"], len(samples)), samples, label=process)
             axes.set(xlabel="minutes", ylabel="memory (MiB)", ylim=(0, None))
         axes.legend(frameon=False)
     return figure
 
 # %% ../../nbs/core/24_attacks.ipynb #a77ac011
-KEPT = {"mutations": ("cases", "found", "seconds of cases", "slowest (s)", "most memory (MiB)", "readers", "kinds"),
+KEPT = {"mutations": ("cases", "found", "seconds of cases", "slowest (s)", "most memory (MiB)", "readers",
+                      "kinds"),
         "kills": ("kills", "found", "stages"),
         "lasting": ("minutes", "turns", "uploads", "reloads", "training steps", "errors", "found", "memory",
                     "half of all reloads within (s)", "slowest turn of all sessions (s)")}

@@ -34,7 +34,8 @@ from .formulas import set_formulas
 from .metrics import Estimate
 from .records import RunRecord, load_record, write_text
 from fromage.core.reporting import (
-    Report, drawn_figures, format_value, headline, markdown_table, metric_frame, read_reports, update_readme, written_as,
+    Report, drawn_figures, format_value, headline, markdown_table, metric_frame, read_reports,
+    update_readme, written_as,
 )
 
 # %% ../../nbs/core/19_pages.ipynb #a160006
@@ -132,7 +133,7 @@ def describe_origin(record: RunRecord) -> str:
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
-    asked = f"preset {record.config['preset']}, seed {record.seed}" if "preset" in record.config else f"seed {record.seed}"
+    asked = f"preset {record.config['preset']}, " * ("preset" in record.config) + f"seed {record.seed}"
     parts = [asked, commit, machine, seconds, record.started, problems, record.command, record.note]
     return " · ".join(part for part in parts if part)
 
@@ -221,7 +222,7 @@ def export_html(notebook: str | Path) -> Path:
                                                             highlight_style()))
 
 # %% ../../nbs/core/19_pages.ipynb #a160019
-INTRODUCTION = "What was found about the claims of FROMAGe's paper, in a drawn world whose truth a program knows."
+INTRODUCTION = "What was found about the paper's claims, in a drawn world whose truth a program knows."
 
 
 def paper_order(reports: Sequence[Report]) -> list[Report]:

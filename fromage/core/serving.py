@@ -59,7 +59,8 @@ def is_foreign(host: str, origin: str | None) -> bool:
     """Whether a request's Host is no name of this machine itself,
     or its Origin another page than the server's."""
     try:
-        return urlsplit(f"//{host}").hostname not in HERE or origin is not None and urlsplit(origin).netloc != host
+        elsewhere = origin is not None and urlsplit(origin).netloc != host
+        return elsewhere or urlsplit(f"//{host}").hostname not in HERE
     except ValueError:
         return True
 
