@@ -10,7 +10,7 @@
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
 # make conformance  try every kind of causal language model, tiny, and write reports/conformance.md
-# make attack    mutate files and parameters 50,000 times; the record is data/runs/attack/mutations.json
+# make attack    damage files, kill runs and keep the page busy for an hour: some two hours; writes reports/attack
 # make verify    make a record's run again and compare every figure: make verify RECORD=reports/train-mini.json
 # make rooms     draw the rooms of the package and their arrows, from the imports
 # make docs      build the documentation site, _docs/site/index.html, and follow every link
@@ -120,10 +120,11 @@ picture: environment
 	python -m pytest -q tests/test_browser.py -k picture_of_the_readme
 	cp tests/screenshots/readme.png reports/demo.png
 
-# The same as in the tests, with more cases.
+# The same as in the tests, with more cases, and for longer. What was tried with the same code is not tried again.
 .PHONY: attack
 attack: environment
-	@OMP_NUM_THREADS=1 python tests/attacking.py 50000 data/runs/attack
+	OMP_NUM_THREADS=1 papermill nbs/attack.ipynb reports/attack.ipynb -p cases 50000 -p kills 30 -p minutes 60 -p report reports/attack </dev/null
+	python -m fromage.core.pages reports/attack.ipynb
 
 # Fails where a figure is different. LIMIT: seconds that the record's run may have taken.
 .PHONY: verify

@@ -30,6 +30,7 @@ from PIL import Image
 from fromage.chat.dialogue import Dialogue, ask, give_answer
 from fromage.chat.pictures import read_picture
 from fromage.chat.transcripts import export_json, import_json
+from fromage.core.attacks import DONE, house_key
 from fromage.core.journals import Journal, LineJournal
 from fromage.core.parameters import read_parameters
 from fromage.core.presets import change, get_preset
@@ -445,15 +446,21 @@ def make_targets(place: Path) -> list[Target]:
 
 
 def attack_on(cases: int, folder: str, scratch: Path) -> Tally:
-    """`cases` attacks, noted in a journal in `folder` as they are made: one that was interrupted goes on."""
-    with LineJournal(f"{folder}/mutations.jsonl", {"attacks": 1, "seed": 0}) as journal:
+    """`cases` attacks, noted in a journal in `folder` as they are made: one that was interrupted goes on, with the same code."""
+    key = house_key()
+    with LineJournal(f"{folder}/mutations-{key[:12]}.jsonl", {"code": key, "seed": 0}) as journal:
         done = [Case(**line) for line in journal.lines[:cases]]
-        return attack_all(make_targets(scratch), cases, done=done, note=lambda case: journal.add(asdict(case)))
+
+        def note(case: Case) -> None:
+            journal.add(asdict(case))
+            if not len(journal.lines) % 100:
+                print(f"{DONE}{len(journal.lines)}", flush=True)
+        return attack_all(make_targets(scratch), cases, done=done, note=note)
 
 
 def main(cases: int, folder: str) -> int:
     """Attacks, writes the record of what was tried, and prints what was found; how much that is."""
-    record = start_record("mutations", {"cases": cases}, 0)
+    record = start_record("mutations", {"cases": cases, "code": house_key()}, 0)
     with tempfile.TemporaryDirectory() as scratch:
         tally = attack_on(cases, folder, Path(scratch))
     slowest, largest = (max(tally.cases, key=lambda case: getattr(case, name)) for name in ("seconds", "grown"))

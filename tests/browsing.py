@@ -10,11 +10,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from house_rules import ROOT
 from PIL import Image
+from processes import tree
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium")
@@ -74,6 +76,49 @@ def leaving(page, address: str) -> list[str]:
     page.on("websocket", lambda socket: socket.url.startswith(own) or asked.append(socket.url))
     page.route(lambda url: not url.startswith(own), lambda route: route.abort())
     return asked
+
+
+PLANTED = """<link rel="stylesheet" href="http://attacker.example/a.css">
+<script>fetch("http://attacker.example/b").catch(() => 0); new WebSocket("ws://attacker.example/c")</script></head>"""
+
+
+def plant(page, address: str) -> None:
+    """Makes a page, when it comes, ask another host in three ways, and takes away the policy that forbids it."""
+    def answer(route) -> None:
+        given = route.fetch(timeout=PATIENCE)
+        headers = {name: value for name, value in given.headers.items() if name != "content-security-policy"}
+        route.fulfill(response=given, headers=headers, body=given.text().replace("</head>", PLANTED, 1))
+    page.route(address, answer)
+
+
+def kernels(server: Server) -> list[int]:
+    """The processes of the kernels that a server has started."""
+    found = []
+    for each in tree(server.process.pid):
+        with suppress(OSError):
+            if b"ipykernel_launcher" in Path(f"/proc/{each}/cmdline").read_bytes():
+                found.append(each)
+    return found
+
+
+def work_of(server: Server) -> list[str]:
+    """Which kernels there are, and the time of the processor that each has had."""
+    told = []
+    for each in kernels(server):
+        with suppress(OSError):
+            told.append(f"{each} {Path(f'/proc/{each}/stat').read_text().rpartition(')')[2].split()[11:13]}")
+    return told
+
+
+def wait_for_rest(server: Server, pages: int = 1, patience: float = PATIENCE / 1000) -> None:
+    """Returns once a kernel waits for the next visitor, beside the pages', and none of them does anything."""
+    before, since = work_of(server), time.monotonic()
+    end = time.monotonic() + patience
+    while len(before) <= pages or time.monotonic() - since < 3:
+        assert time.monotonic() < end, server.log.read_text()[-2000:]
+        time.sleep(0.5)
+        if (now := work_of(server)) != before:
+            before, since = now, time.monotonic()
 
 
 def answer_to(address: str, **headers: str) -> int:

@@ -1,5 +1,6 @@
 """The dialogue page under scripted sessions beside a training at `mini`, for an hour: memory stays as it is, nothing fails."""
 
+import io
 import os
 import re
 import subprocess
@@ -8,13 +9,17 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api
+from fromage.core.attacks import DONE, house_key
+from browsing import CHROMIUM, OPTIONS, PATIENCE, Server, Visit, server_environment, sync_api, wait_for_rest
 from house_rules import ROOT
+from PIL import Image
 from processes import Watch
 
 SESSIONS, MOST_GROWTH = 4, 5.0  # %
+START = 1800.0  # seconds that a kernel may take to be ready, on a machine that does much else
 EVERY = 5.0  # seconds from one look at the memory to the next
 SAID = ("what do you see?", "show me a red ball on the grass", "Q: what colour is the ball?\nA:", "show me a big blue box at night",
         "is there a boat?", "find a small yellow ball", "tell me more", "show me two things on the sand")
@@ -27,23 +32,26 @@ class Seen:
     """What the sessions did, and what went wrong."""
     turns: int = 0
     uploads: int = 0
-    reloads: int = 0
+    reloads: list[float] = field(default_factory=list)  # seconds until the page is there again
     seconds: list[float] = field(default_factory=list)  # of a turn of all sessions
     errors: list[str] = field(default_factory=list)
 
 
 def picture() -> bytes:
     """A picture of the miniature world."""
-    return next((ROOT / "data/mini/rendered/vist/images").glob("*.png")).read_bytes()
+    buffer = io.BytesIO()
+    Image.open(min((ROOT / "data/mini/rendered/vist/images").iterdir())).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def send(visit: Visit, number: int, session: int, seen: Seen) -> None:
     """What a session does in its turn, up to the message; sessions do the rare things at different times."""
     turn = number + session * 2
     if turn % RELOADED == RELOADED - 1:
+        begun = time.monotonic()
         visit.page.reload(wait_until="commit")
         visit.expect_empty()
-        seen.reloads += 1
+        seen.reloads.append(time.monotonic() - begun)
     elif turn % RENEWED == RENEWED - 1 and visit.button("New dialogue").is_enabled():
         visit.button("New dialogue").click()
         visit.expect_empty()
@@ -87,7 +95,7 @@ def start_training(folder: Path) -> subprocess.Popen:
     paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")])
     with open(folder / "training.txt", "w") as log:
         return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths},
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for_state(training: subprocess.Popen, folder: Path) -> Path:
@@ -95,7 +103,7 @@ def wait_for_state(training: subprocess.Popen, folder: Path) -> Path:
     state = folder / "training" / "state.safetensors"
     while not state.exists():
         assert training.poll() is None, (folder / "training.txt").read_text()[-2000:]
-        time.sleep(0.1)
+        time.sleep(0.5)
     return state
 
 
@@ -113,7 +121,8 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS, headless=True)
             visits = []
-            for _ in range(SESSIONS):
+            for number in range(SESSIONS):
+                wait_for_rest(server, number, START)
                 visit = Visit(browser, server.address)
                 visit.page.on("pageerror", lambda error: seen.errors.append(f"in the page: {error}"))
                 visit.expect_empty()
@@ -126,6 +135,7 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
             with Watch({"page": server.process.pid, "training": training.pid}, EVERY) as watch:
                 while time.monotonic() < end:
                     number += 1
+                    print(f"{DONE}{minutes - (end - time.monotonic()) / 60:.2f}", flush=True)
                     take_turn(visits, number, seen)
                     tell(f"turn {number}: {seen.seconds[-1]:.1f} s, " + ", ".join(
                         f"{name} {values[-1]:.0f} MiB" for name, values in watch.samples.items() if values))
@@ -141,24 +151,27 @@ def endure(minutes: float, folder: Path) -> tuple[Seen, dict[str, list[float]], 
     return seen, watch.samples, steps_of(state)
 
 
-def main(minutes: float, report: str) -> int:
+def main(minutes: float, folder: str) -> int:
     """Endures, writes the record, and prints what was found; how much that is."""
     from fromage.core.records import start_record
-    record = start_record("lasting", {"minutes": minutes, "sessions": SESSIONS, "most growth (%)": MOST_GROWTH}, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        seen, samples, steps = endure(minutes, Path(folder))
+    record = start_record("lasting", {"minutes": minutes, "sessions": SESSIONS, "most growth (%)": MOST_GROWTH,
+                                      "code": house_key()}, 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        seen, samples, steps = endure(minutes, Path(scratch))
     memory = {name: halves(values) for name, values in samples.items()}
     grown = [f"{name}: {each['growth (%)']} % more memory in the last half" for name, each in memory.items()
              if each["growth (%)"] > MOST_GROWTH]
     found = seen.errors + grown
-    record.finish({"minutes": minutes, "turns": seen.turns, "uploads": seen.uploads, "reloads": seen.reloads,
-                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps, "found": len(found),
+    record.finish({"minutes": minutes, "turns": seen.turns, "uploads": seen.uploads, "reloads": len(seen.reloads),
+                   "half of all reloads within (s)": round(median(seen.reloads or [0]), 2),
+                   "slowest turn of all sessions (s)": round(max(seen.seconds), 2), "training steps": steps,
+                   "errors": len(seen.errors), "found": len(found),
                    "memory": memory, "samples (MiB)": {name: [round(each) for each in values[::12]] for name, values in samples.items()}},
                   {"found": found[:20]})
     record.finding = (f"{minutes:g} minutes, {SESSIONS} sessions, {seen.turns:,} turns beside {steps:,} steps of training: "
                       f"{len(seen.errors)} errors; memory in the last half "
                       + ", ".join(f"{each['growth (%)']:+.1f} % ({name})" for name, each in memory.items()) + ".")
-    print(f"{record.save(f'{report}.json')}: {record.finding}", *found[:20], sep="\n")
+    print(f"{record.save(f'{folder}/lasting.json')}: {record.finding}", *found[:20], sep="\n")
     return len(found)
 
 

@@ -110,9 +110,10 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     first = attack_on(40, str(tmp_path), tmp_path / "first")
     made = []
     whole = attack_all(make_targets(tmp_path / "whole"), 60, note=made.append)
-    lines = (tmp_path / "mutations.jsonl").read_bytes()
+    [journal] = tmp_path.glob("mutations-*.jsonl")
+    lines = journal.read_bytes()
     on = attack_on(60, str(tmp_path), tmp_path / "second")
-    assert (tmp_path / "mutations.jsonl").read_bytes().startswith(lines) and len(made) == 60 and on.cases[:40] == first.cases
+    assert journal.read_bytes().startswith(lines) and len(made) == 60 and on.cases[:40] == first.cases
 
     def told(tally: Tally) -> list[tuple[str, str, str]]:
         return [(case.target, case.kind, case.ended) for case in tally.cases]

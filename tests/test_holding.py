@@ -14,7 +14,7 @@ from fromage.mini.rendering import ensure_world
 from fromage.study.blinding import build_study, ensure_practice, practice_tellings
 from fromage.vist.stories import read_stories
 
-FOLDERS = {"ablate": "cache", "analyse_ratings": "output", "compose": "output", "eval_visdial": "output", "pretrain_mini": "folder", "tell_stories": "output",
+FOLDERS = {"ablate": "cache", "analyse_ratings": "output", "attack": "output", "compose": "output", "eval_visdial": "output", "pretrain_mini": "folder", "tell_stories": "output",
            "tutorial": "output"}
 REPORTS = ("benchmark", "claims", "eval_knowledge", "eval_vist", "show_examples", "verify")
 LATE = ("prepare", "train")  # behind the features: tested with their own subjects

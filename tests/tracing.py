@@ -101,7 +101,7 @@ TRACES = (
     Trace(DATA, "| 0.25 GB |", "computed below"),
     Trace(DATA, "| 0.6 GB |", "computed below"),
     Trace(DATA, "6.7 B model", NAME),
-    Trace(DATA, "180 s on two cores", seconds),
+    Trace(DATA, "827 s on two cores", seconds),
     Trace(DATA, "| 8 GB | 24 GB | 80 GB |", "What fits where"),
     Trace(DATA, "tower 1.7 GB", COMPUTED),
     Trace(DATA, "weights 0.25 GB, activations 1.5 GB at 8,192 tokens", COMPUTED),

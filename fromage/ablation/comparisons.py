@@ -239,7 +239,8 @@ def claims_text(verdicts: Sequence[Verdict]) -> str:
         if not needed:
             return f"{words}: with these seeds no number of items would decide, more seeds are needed"
         measured = verdict.found.values.shape[1]
-        return f"{words}: about {needed:,} items instead of {measured:,} would decide a difference of this size"
+        return (f"{words}: about {needed:,} items instead of {measured:,} "
+                "would decide a difference of this size")
     parts = [(answer, [tell(verdict) for verdict in verdicts if verdict.answer == answer])
              for answer in ("holds", "does not hold", "undecided")]
     titles = {"holds": "Holds here", "does not hold": "Does not hold here, the opposite does",

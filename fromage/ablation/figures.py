@@ -19,11 +19,15 @@ from ..vist.retrieval import CONTEXTS
 
 # %% ../../nbs/ablation/05_figures.ipynb #c9b8c28e
 def forest_plot(table: Mapping[str, Mapping[str, Sample]], metrics: Sequence[str] = HEADLINE) -> Figure:
-    """Differences from the baseline with their intervals."""
+    """Differences from the baseline with their intervals; of few variants in rows of three panels."""
     names = [name for name in table if name != "baseline"]
-    figure, panels = plt.subplots(1, len(metrics), sharey=True, squeeze=False, layout="constrained",
-                                  figsize=(2.2 + 1.9 * len(metrics), 1.2 + 0.24 * len(names)))
-    for axes, metric in zip(panels[0], metrics):
+    columns = len(metrics) if len(names) > 6 else min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, panels = plt.subplots(rows, columns, sharey=True, squeeze=False, layout="constrained",
+                                  figsize=(2.2 + 1.9 * columns, (1.2 + 0.24 * len(names)) * rows))
+    for axes in panels.flat[len(metrics):]:
+        axes.set_axis_off()
+    for axes, metric in zip(panels.flat, metrics):
         for row, (found, p_value) in enumerate(compare_all(table, metric).values()):
             value = found.estimate
             axes.plot([value.low, value.high], [row, row], color="tab:blue", linewidth=1)

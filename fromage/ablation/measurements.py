@@ -29,7 +29,9 @@ from ..model.training import embed_pairs
 from ..networks.splits import open_store, render_if_mini
 from ..networks.towers import VisionTower
 from ..truth.naming import naming_hits
-from ..visdial.answers import ANSWER_PROTOCOLS, AnswerProtocol, AnswerScorer, answer_values, place_scores
+from fromage.visdial.answers import (
+    ANSWER_PROTOCOLS, AnswerProtocol, AnswerScorer, answer_values, place_scores,
+)
 from ..visdial.dialogues import ROUNDS, VisualDialogue, DialogueImages, DialogueSet, read_dialogues
 from ..visdial.search import embed_pictures, embed_together, search_ranks, search_text
 from ..vist.retrieval import StorySet, load_stories, rank_model

@@ -66,7 +66,8 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222;
   background: #fff; color-scheme: light dark; }}
 .question {{ margin: 1.2rem 0 .2rem 20%; background: #e8f0fe; padding: .5rem .9rem; border-radius: .8rem; }}
 .answer {{ margin: .2rem 20% 0 0; background: #f3f3f3; padding: .5rem .9rem; border-radius: .8rem; }}

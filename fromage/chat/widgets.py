@@ -80,7 +80,8 @@ PAGE_STYLE = f"<style>{PALETTE}" + """
 .fromage button.fromage-section { text-align: left; font-weight: 600; font-size: 14px;
   background: var(--theirs);
   border-radius: 6px; color: var(--ink); }
-.fromage button.fromage-picture:hover, .fromage.fromage.fromage :focus-visible { outline: 3px solid var(--focus) !important;
+.fromage button.fromage-picture:hover, .fromage.fromage.fromage :focus-visible {
+  outline: 3px solid var(--focus) !important;
   outline-offset: -2px; }
 .fromage input::placeholder { color: var(--soft); opacity: 1; } .fromage a { color: var(--focus); }
 .fromage .status { padding: 4px 2px; color: var(--ink); min-height: 24px; overflow-wrap: anywhere; }
@@ -165,7 +166,8 @@ def exchange_view(exchange: Exchange, pick: Callable[[Picture], None]) -> VBox:
 def probability_plot(steps: Sequence[Step]) -> str:
     """An SVG of P([RET]) at every token of an answer."""
     if not steps:
-        return '<p class="help">Here the probability of [RET] at every token of the latest answer will be shown.</p>'
+        return ('<p class="help">Here the probability of [RET] at every token of the latest answer '
+                'will be shown.</p>')
     width = max(340, 40 + 22 * len(steps))
     height = 120
     bars = []
@@ -180,7 +182,8 @@ def probability_plot(steps: Sequence[Step]) -> str:
                         f"<title>{name}: {step.own:.3f}, steered {step.steered:.3f}</title></rect>")
         turn = f"rotate(60 {x + 11} {height + 8})"
         bars.append(f'<text x="{x + 11}" y="{height + 8}" font-size="10" transform="{turn}">{name}</text>')
-    lines = "".join(f'<line x1="30" x2="{width}" y1="{height - level}" y2="{height - level}" stroke="currentColor" '
+    lines = "".join(f'<line x1="30" x2="{width}" y1="{height - level}" y2="{height - level}" '
+                    'stroke="currentColor" '
                     f'stroke-opacity=".25"/>'
                     f'<text x="26" y="{height - level + 4}" font-size="10" '
                     f'text-anchor="end">{level / 100:g}</text>'

@@ -6,7 +6,7 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'best_remedy', 'find_compositions', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -251,13 +251,29 @@ def find_compositions(metrics: Mapping[str, Any]) -> tuple[str, str]:
             (f"with the best of the remedies, {best}, in {{}} %", right("remedies", best)))), (
         "orders in other words, or about pictures of several things")
 
+# %% ../../nbs/core/04_findings.ipynb #f1nd0118
+def find_attacks(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`attack`: the finding, and what it does not show."""
+    kept = look(metrics, "lasting", "memory") or {}
+    grown = [f"{look(each, 'growth (%)'):+.1f} % ({name})" for name, each in kept.items()]
+    return sentences(
+        say(("of {:,} mutated files and parameters", look(metrics, "mutations", "cases")),
+            ("{} ended otherwise than in success or in one clear line", look(metrics, "mutations", "found"))),
+        say(("of runs killed {} times", look(metrics, "kills", "kills")),
+            ("{} ended otherwise than without", look(metrics, "kills", "found"))),
+        say(("{:g} minutes of the dialogue page beside a training", look(metrics, "lasting", "minutes")),
+            ("{:,} turns", look(metrics, "lasting", "turns")),
+            ("{} errors", look(metrics, "lasting", "errors")),
+            ("memory in the last half " + ", ".join(grown) + " against the first", 0 if grown else None))), (
+        "that there is nothing left to find: other seeds make other cases")
+
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
     "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues,
     "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
     "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
-    "eval_knowledge": find_knowledge, "compose": find_compositions}
+    "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks}
 
 
 def note_finding(record: RunRecord) -> str:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -33,7 +34,8 @@ from .formulas import set_formulas
 from .metrics import Estimate
 from .records import RunRecord, load_record, write_text
 from fromage.core.reporting import (
-    Report, format_value, headline, markdown_table, metric_frame, read_reports, update_readme, written_as,
+    Report, drawn_figures, format_value, headline, markdown_table, metric_frame, read_reports,
+    update_readme, written_as,
 )
 
 # %% ../../nbs/core/19_pages.ipynb #a160006
@@ -95,10 +97,10 @@ def whole_page(title: str, body: str, style: str = "") -> str:
 
 # %% ../../nbs/core/19_pages.ipynb #a160010
 def draw_record(record: RunRecord) -> Figure:
-    """The headline of a record as points with their intervals, the first on top."""
-    shown = list(record.metrics.get("answers", {}).items()) if record.run == "claims" else headline(record, 7)
-    values = [(name, value) for name, value in shown if value is not None][::-1]
-    figure, axes = plt.subplots(figsize=(6.4, 0.5 + 0.42 * max(len(values), 1)), layout="constrained")
+    """What a record's finding rests on, or its headline, as points with intervals, the first on top."""
+    shown = drawn_figures(record) or headline(record, 7)
+    values = [(fill(name, 40), value) for name, value in shown if value is not None][::-1]
+    figure, axes = plt.subplots(figsize=(7.2, 0.5 + 0.42 * max(len(values), 1)), layout="constrained")
     for place, (_, value) in enumerate(values):
         estimate = isinstance(value, Estimate)
         low, middle, high = (value.low, value.value, value.high) if estimate else (value, value, value)
@@ -107,8 +109,7 @@ def draw_record(record: RunRecord) -> Figure:
             axes.plot(middle, place, "o", color="tab:blue")
             axes.annotate(format_value(middle), (middle, place), (0, 5), textcoords="offset points",
                           ha="center", fontsize=8)
-    axes.set_yticks(range(len(values)), [name if len(name) < 48 else f"{name[:46]}…" for name, _ in values],
-                    fontsize=8)
+    axes.set_yticks(range(len(values)), [name for name, _ in values], fontsize=8)
     axes.set_ylim(-0.6, max(len(values), 1) - 0.3)
     axes.grid(alpha=0.3, axis="x")
     plt.close(figure)
@@ -132,7 +133,7 @@ def describe_origin(record: RunRecord) -> str:
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
-    asked = f"preset {record.config['preset']}, seed {record.seed}" if "preset" in record.config else f"seed {record.seed}"
+    asked = f"preset {record.config['preset']}, " * ("preset" in record.config) + f"seed {record.seed}"
     parts = [asked, commit, machine, seconds, record.started, problems, record.command, record.note]
     return " · ".join(part for part in parts if part)
 
@@ -221,7 +222,7 @@ def export_html(notebook: str | Path) -> Path:
                                                             highlight_style()))
 
 # %% ../../nbs/core/19_pages.ipynb #a160019
-INTRODUCTION = "What was found about the claims of FROMAGe's paper, in a drawn world whose truth a program knows."
+INTRODUCTION = "What was found about the paper's claims, in a drawn world whose truth a program knows."
 
 
 def paper_order(reports: Sequence[Report]) -> list[Report]:

@@ -45,7 +45,7 @@ class TerminalLine:
 
 
 def open_terminal() -> TerminalLine | None:
-    """Where the program that started this kernel writes; None for a Jupyter server, or where that is not known."""
+    """Where the program that started this kernel writes; None for a Jupyter server, or where nobody knows."""
     if "JPY_SESSION_NAME" in os.environ:
         return None
     try:
@@ -110,7 +110,8 @@ LISTENER: ContextVar[Callable[[Progress], None] | None] = ContextVar("listener",
 class Heard(Progress):
     """Progress that a listener hears of, some times a second; what it raises ends the loop."""
 
-    def __init__(self, iterable: Iterable, total: int | None, label: str, listener: Callable[[Progress], None]):
+    def __init__(self, iterable: Iterable, total: int | None, label: str,
+                 listener: Callable[[Progress], None]):
         super().__init__(iterable, total, label)
         self.in_kernel, self.listener = True, listener
 

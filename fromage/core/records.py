@@ -58,7 +58,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, CannotWrite) or str(error.filename or "") not in own | {""}:
             raise  # of another file
-        raise CannotWrite(f"{path}: {error.strerror or error}; allowed is a place that can be written") from error
+        reason = error.strerror or error
+        raise CannotWrite(f"{path}: {reason}; allowed is a place that can be written") from error
     finally:
         with suppress(OSError):  # where even its folder is none
             temporary.unlink(missing_ok=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Pattern', 'MARKERS', 'Report', 'read_reports', 'metric_values', 'format_value', 'written_as', 'write_cell',
            'write_cells', 'markdown_table', 'items_used', 'metric_frame', 'metrics_table', 'headline', 'write_rate',
-           'paired_frame', 'claim_frame', 'question_frame', 'results_table', 'update_readme', 'plot_curves',
-           'image_grid', 'save_figure']
+           'paired_frame', 'claim_frame', 'question_frame', 'results_table', 'drawn_figures', 'update_readme',
+           'plot_curves', 'image_grid', 'save_figure']
 
 # %% ../../nbs/core/12_reporting.ipynb #d5f9668b
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import resolve_path
+from .findings import IMAGE_PLACES, look
 from .metrics import Estimate
 from .paper import PAPER_CLAIMS, CheckedClaim, answer_claim
 from .records import RunRecord, atomic_path, load_record, write_text
@@ -174,6 +175,20 @@ def results_table(reports: Sequence[Report]) -> str:
     a line that says so where they answer nothing."""
     frame = question_frame({report.name: report.record for report in reports})
     return "No reports yet.\n" if frame.empty else markdown_table(frame)
+
+# %% ../../nbs/core/12_reporting.ipynb #f1nd0121
+def drawn_figures(record: RunRecord) -> list[tuple[str, Any]]:
+    """Name and value of the figures that a record's finding rests on; empty where nothing is chosen."""
+    if record.run == "claims":
+        return list((look(record.metrics, "answers") or {}).items())
+    if record.run != "eval_visdial":
+        return []
+    prior = "frequency given the kind of question"
+    places = {"MRR of the right answer, the image": ("answers", "corrected", "MRR"),
+              **{f"{name} in its place": ("in the image's place", name, "MRR") for name in IMAGE_PLACES},
+              "no model: frequency of answers to such questions": ("in the image's place", prior, "MRR"),
+              "as published": ("answers", "published", "MRR")}
+    return [(name, look(record.metrics, *place)) for name, place in places.items()]
 
 # %% ../../nbs/core/12_reporting.ipynb #6bd33700
 MARKERS = ("<!-- results -->", "<!-- /results -->")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ESTIMATE', 'TIMED', 'OUTCOMES', 'spread_config', 'given_parameters', 'command_words', 'command_of', 'measure_threads',
-           'note_threads', 'start_run', 'changed_parents', 'rerun_parameters', 'thread_environment', 'refuse_long',
-           'rerun', 'figures', 'close', 'Compared', 'judge', 'compare_figures', 'compare_origins', 'describe_origins',
-           'verdict_words', 'comparison_frame']
+           'note_threads', 'start_run', 'close_run', 'changed_parents', 'rerun_parameters', 'thread_environment',
+           'refuse_long', 'rerun', 'figures', 'close', 'Compared', 'judge', 'compare_figures', 'compare_origins',
+           'describe_origins', 'verdict_words', 'comparison_frame']
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0003
 import json
@@ -26,9 +26,12 @@ import pandas as pd
 
 from .answers import read_defaults
 from .config import resolve_path
+from .findings import note_finding
+from .folders import Hold
 from .metrics import Estimate
 from .presets import flatten, get_preset
 from .records import RunRecord, hash_path, load_record, start_record, to_plain
+from .reporting import metrics_table
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0006
 def spread_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,6 +100,16 @@ def start_run(run: str, config: Any, seed: int, parents: dict[str, str | Path] |
     record.command = command_of(run, record.config | to_plain(given or {}))
     record.note = note_threads(record.machine["threads"])
     return record
+
+# %% ../../nbs/core/23_reruns.ipynb #2e2a0025
+def close_run(record: RunRecord, path: str | Path, held: Hold | None = None) -> str:
+    """Notes the finding of a finished record, saves it and lets go of its folder;
+    Markdown of the finding above every metric."""
+    told = note_finding(record)
+    record.save(path)
+    if held is not None:
+        held.release()
+    return f"{told}\n{metrics_table(record)}"
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0010
 def changed_parents(record: RunRecord) -> list[str]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TINY_SIZES', 'UNSET', 'ROPE', 'EXPERTS', 'SPECIAL_SETTINGS', 'tiny_sizes', 'tiny_config', 'tiny_model', 'KindOutcome',
-           'first_line', 'try_kind', 'causal_kinds', 'describe_outcomes', 'report']
+           'first_line', 'try_kind', 'causal_kinds', 'outcome_frame', 'describe_outcomes', 'report']
 
 # %% ../../nbs/model/09_architectures.ipynb #36c00002
 import copy
@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.config import resolve_path
 from ..core.records import atomic_path
+from ..core.reporting import markdown_table
 from .conformance import examine
 from .model import Fromage
 from ..networks.backbones import freeze
@@ -158,16 +160,18 @@ def causal_kinds() -> list[str]:
     return sorted(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind in CONFIG_MAPPING)
 
 # %% ../../nbs/model/09_architectures.ipynb #36c00011
+def outcome_frame(outcomes: list[KindOutcome]) -> pd.DataFrame:
+    """Kinds with their outcomes and the largest relative distance, or the reason of a refusal."""
+    rows = [(each.kind, each.outcome, f"{each.distance:.1e}" if each.outcome == "exact" else each.reason)
+            for each in outcomes]
+    return pd.DataFrame(rows, columns=["kind", "outcome", "largest relative distance, or reason"])
+
+
 def describe_outcomes(outcomes: list[KindOutcome]) -> str:
     """The outcomes as a page in Markdown."""
     counts = Counter(outcome.outcome for outcome in outcomes)
-    lines = ["# Language models of every kind", "",
-             ", ".join(f"{count} {name}" for name, count in sorted(counts.items())), "",
-             "| kind | outcome | largest relative distance, or reason |", "|---|---|---|"]
-    for outcome in outcomes:
-        reason = f"{outcome.distance:.1e}" if outcome.outcome == "exact" else outcome.reason.replace("|", "/")
-        lines.append(f"| {outcome.kind} | {outcome.outcome} | {reason} |")
-    return "\n".join(lines) + "\n"
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return f"# Language models of every kind\n\n{told}\n\n{markdown_table(outcome_frame(outcomes))}"
 
 
 def report(folder: str = "reports") -> None:

@@ -123,7 +123,7 @@ class OwnerPage:
         self.codes = Textarea(placeholder="Codes as the panel lists them", layout={"width": "420px"})
         self.address.observe(lambda _: self.guard(self.refresh), "value")
         buttons = {"Read again": self.refresh, "Check codes": self.check, "Export": self.export}
-        made = {name: Button(description=name, layout={"width": "auto"}) for name in buttons}
+        made = {name: Button(description=name, layout={"width": "180px"}) for name in buttons}
         for name, button in made.items():
             button.on_click(lambda _, action=buttons[name]: self.guard(action))
         title = note(f"{LOOKS}{WIDE}<h1>{escape(study.specification.name)}: how far it is</h1>")

@@ -30,6 +30,7 @@ LOOKS = """<style>
 .rating figcaption { font-size: 14px; line-height: 1.35; } .rating ol { margin: 6px 0; } .rating li { margin: 4px 0; }
 .rating .status { min-height: 26px; color: #333; } .rating .status.error { color: #a40000; font-weight: 600; }
 .rating .right { color: #0b6b2f; } .rating .wrong { color: #a40000; } .rating h2 { font-size: 18px; }
+.rating a { color: #1a5fd0; text-decoration: underline; }
 .rating .rating-text { font: 600 17px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; user-select: all; }
 .rating .rating-copy { height: auto; padding: 4px 12px; } .rating progress { width: 100%; height: 6px; }
 .rating .rating-current { border-left: 4px solid #1a5fd0; padding-left: 6px; }
@@ -39,7 +40,8 @@ LOOKS = """<style>
   .rating figure { display: flex; gap: 10px; width: 100%; align-items: center; }
   .rating figure img { width: 116px; height: 96px; flex: none; } .rating figcaption { font-size: 16px; }
   .rating button.jupyter-button { min-height: 46px; min-width: 72px !important; font-size: 16px; margin: 4px; }
-  .rating .widget-text { width: calc(100% - 8px) !important; height: auto; } .rating .widget-text input { height: 46px; font-size: 16px; }
+  .rating .widget-text { width: calc(100% - 8px) !important; height: auto; }
+  .rating .widget-text input { height: 46px; font-size: 16px; }
 }
 </style>"""
 
@@ -110,13 +112,11 @@ def question_box(criterion: Criterion, session: Session, ties: bool,
 
 # %% ../../nbs/study/04_page.ipynb #8eeaa813
 class Visitor:
-    """Who sits at the page: nobody, or a rater who reads the instructions, rates or has paused."""
+    """Who sits at the page: nobody, or a rater who reads the instructions, rates or has paused (a code)."""
 
     def __init__(self, study: Study, address: str):
         self.study, self.address = study, address
-        self.session = None
-        self.paused = ""  # the code of who paused here
-        self.reading = False  # whether the instructions are shown
+        self.session, self.paused, self.reading = None, "", False
         self.code = Text(description="Your code", placeholder="ABC-123", layout={"width": "280px"})
 
     def begin(self) -> None:
@@ -291,7 +291,7 @@ def show_item(page: RatingPage, session: Session) -> None:
 # %% ../../nbs/study/04_page.ipynb #bc5684fc
 def serve_study(arguments: Sequence[str] | None = None) -> None:
     """The command line of `make rate`; ends with a message where the folder holds no study."""
-    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, idle=60, arguments=arguments,
+    serve_run("rate_stories", "rate", 8867, {"study": "folder of the study"}, arguments=arguments,
               check=lambda given: open_study(given["study"]) if "study" in given else None)
 
 # %% ../../nbs/study/04_page.ipynb #0a85a89b

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MENTION', 'SCENE_WORDS', 'PLACED', 'RELATIONS', 'RELATED', 'PRONOUN', 'SHARES', 'EstimateRows', 'Judgement',
            'find_thing', 'told_hero', 'claims', 'last_kind', 'placed_rightly', 'judge_sentence', 'judge_telling',
-           'read_scenes', 'scene_words', 'story_values', 'relevance_rows', 'compare_systems', 'relevance_frame',
-           'condition_pairs']
+           'read_scenes', 'scene_words', 'story_values', 'relevance_rows', 'scenes_of', 'compare_systems',
+           'relevance_frame', 'relevance_metrics', 'condition_pairs']
 
 # %% ../../nbs/truth/03_relevance.ipynb #1dbda20c
 import itertools
@@ -149,8 +149,8 @@ def story_values(tellings: Sequence[Telling], scenes: Mapping[str, Scene]) -> di
     facts = counts[:, :3].sum(1)
     pronouns = counts[:, 3]
     with np.errstate(invalid="ignore"):
-        values = dict(zip(SHARES, 100 * counts[:, :3].T / facts)) | {"pronouns resolved (%)": 100 * counts[:,
-                                                                                                           4] / pronouns}
+        values = dict(zip(SHARES, 100 * counts[:, :3].T / facts))
+        values["pronouns resolved (%)"] = 100 * counts[:, 4] / pronouns
     wrote = np.array([each.wrote for each in tellings])
     return values | {"right facts a sentence": counts[:, 0] / wrote}
 
@@ -164,6 +164,12 @@ def relevance_rows(tellings: Sequence[Telling], scenes: Mapping[str, Scene], see
                         else bootstrap(values, [each.album for each in own], seed)
                         for name, values in story_values(own, scenes).items()}
     return rows
+
+# %% ../../nbs/truth/03_relevance.ipynb #52f0c002
+def scenes_of(truth: str | Path, ids: Sequence[str]) -> list[Scene]:
+    """The scenes of pictures by the names of their files, of a miniature world's truth file."""
+    known = read_scenes(truth)
+    return [known[Path(name).stem] for name in ids]
 
 # %% ../../nbs/truth/03_relevance.ipynb #95748db1
 def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene],
@@ -186,6 +192,13 @@ def compare_systems(tellings: Sequence[Telling], scenes: Mapping[str, Scene],
 def relevance_frame(rows: EstimateRows) -> pd.DataFrame:
     """Systems in rows, measures in columns."""
     return pd.DataFrame([{"programmatic relevance": name, **row} for name, row in rows.items()])
+
+
+def relevance_metrics(rows: EstimateRows) -> dict[str, dict[str, Estimate | None]]:
+    """For a run record: measure -> system -> estimate."""
+    measures = list(next(iter(rows.values()), {}))
+    return {f"programmatic relevance, {measure}": {name: row[measure] for name, row in rows.items()}
+            for measure in measures}
 
 
 def condition_pairs(models: Sequence[str], conditions: Sequence[str],

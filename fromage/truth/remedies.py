@@ -123,7 +123,7 @@ def order_queries(model: Fromage, images: Tensor, features: np.ndarray, orders: 
 
 def form_values(model: Fromage, features: np.ndarray, orders: Sequence[ChangeOrder],
                 scenes: Sequence[Scene]) -> dict[str, dict[str, np.ndarray]]:
-    """Form -> right, asked, kept: 100 or 0 for each order, among images with features (N, V) and scenes (N)."""
+    """Form -> right, asked, kept: 100 or 0 an order, among images with features (N, V) and scenes (N)."""
     index = build_index(model, [str(row) for row in range(len(features))], features)
     queries = order_queries(model, index.embeddings.float(), features, orders, scenes)
     sources = [[order.row] for order in orders]

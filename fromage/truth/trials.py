@@ -34,7 +34,8 @@ AS_SHIPPED = "as shipped"
 
 def choose_remedies(text: str, known: Mapping[str, Remedy] = REMEDIES) -> dict[str, Remedy]:
     """The remedies named between semicolons, or all; ConfigError for a name that does not exist."""
-    names = list(known) if text.strip() == "all" else [name.strip() for name in text.split(";") if name.strip()]
+    named = [name.strip() for name in text.split(";") if name.strip()]
+    names = list(known) if text.strip() == "all" else named
     wrong = next((name for name in names if name not in known), None)
     if wrong is not None:
         raise unknown_name(wrong, list(known))
@@ -52,9 +53,11 @@ class TrainingParts:
 def training_parts(config: Config) -> TrainingParts:
     """What every remedy of a configuration of the miniature world is trained from."""
     ensure_world()
-    tower = load_vision_tower(config.backbones.vision_model, config.backbones.vision_pretrained, config.device)
+    backbones = config.backbones
+    tower = load_vision_tower(backbones.vision_model, backbones.vision_pretrained, config.device)
     parts = []
-    for name, most in (("train", config.data.train_examples), ("validation", config.data.validation_examples)):
+    data = config.data
+    for name, most in (("train", data.train_examples), ("validation", data.validation_examples)):
         split = load_split(config, name, tower, most)
         captions = resolve_path(getattr(config.data, f"{name}_captions"))
         parts.append((split, read_truths(captions, split.store.ids)))
@@ -78,7 +81,7 @@ WAYS = {"picture + words": "", "two [RET]s averaged": ", two [RET]s averaged"}
 
 def remedy_values(tried: Mapping[str, Sequence[Fromage]], features: np.ndarray, orders: Sequence[ChangeOrder],
                   scenes: Sequence[Scene]) -> dict[str, dict[str, np.ndarray]]:
-    """Remedy, and it with two `[RET]`s averaged -> right, asked, kept (%) of each order, means over trainings."""
+    """Remedy, and it with two `[RET]`s averaged -> right, asked, kept (%) an order, means of trainings."""
     found = {name: [form_values(model, features, orders, scenes) for model in models]
              for name, models in tried.items()}
     return {f"{name}{told}": {rate: np.mean([each[way][rate] for each in trainings], 0)
@@ -95,7 +98,7 @@ def remedy_rates(values: Mapping[str, Mapping[str, np.ndarray]],
 
 def compare_remedies(values: Mapping[str, Mapping[str, np.ndarray]],
                      seed: int = 0) -> dict[str, dict[str, dict[str, Estimate | float]]]:
-    """Rate -> `remedy minus as shipped`: the difference in points on the same orders, with Holm's correction."""
+    """Rate -> `remedy minus as shipped`: points on the same orders, with Holm's correction."""
     pairs = [(name, AS_SHIPPED) for name in values if name != AS_SHIPPED]
     return {rate: compare_pairs({name: rates[rate] for name, rates in values.items()}, pairs, seed=seed)
             for rate in ("asked", "right")}

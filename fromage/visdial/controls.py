@@ -17,7 +17,9 @@ from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference, reciprocal_ranks
 from ..core.progress import progress
 from ..model.model import Fromage
-from .answers import CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number
+from fromage.visdial.answers import (
+    CORRECTED, AnswerScorer, AnswerValues, answer_estimates, answer_values, part_number,
+)
 from .dialogues import VisualDialogue, DialogueSet
 
 # %% ../../nbs/visdial/04_controls.ipynb #b0c0a006
