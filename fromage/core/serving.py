@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from html import escape
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ipywidgets import HTML
-from traitlets import TraitError
 
 from .config import resolve_path
 
@@ -174,7 +172,7 @@ def keep_used(manager: Any) -> None:
 
     async def end_known(kernel: str) -> None:
         """As before, but for a kernel of which nothing was heard yet."""
-        with suppress(TraitError):  # it has no last activity
+        if kernel in manager and manager.get_kernel(kernel).trait_has_value("last_activity"):
             await end_idle(kernel)
     manager.get_rendered_notebook, manager.cull_kernel_if_idle = take_now, end_known
 
