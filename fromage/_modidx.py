@@ -2104,7 +2104,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fromage/study/session.py'),
                                        'fromage.study.session.agree': ('study/session.html#agree', 'fromage/study/session.py'),
                                        'fromage.study.session.can_show': ('study/session.html#can_show', 'fromage/study/session.py'),
-                                       'fromage.study.session.code_in': ('study/session.html#code_in', 'fromage/study/session.py'),
                                        'fromage.study.session.completion_of': ( 'study/session.html#completion_of',
                                                                                 'fromage/study/session.py'),
                                        'fromage.study.session.copied_html': ('study/session.html#copied_html', 'fromage/study/session.py'),

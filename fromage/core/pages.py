@@ -133,8 +133,8 @@ def describe_origin(record: RunRecord) -> str:
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
-    asked = f"preset {record.config['preset']}, " * ("preset" in record.config) + f"seed {record.seed}"
-    parts = [asked, commit, machine, seconds, record.started, problems, record.command, record.note]
+    preset = f"preset {record.config['preset']}, " if "preset" in record.config else ""
+    parts = [f"{preset}seed {record.seed}", commit, machine, seconds, record.started, problems, record.command, record.note]
     return " · ".join(part for part in parts if part)
 
 

@@ -15,9 +15,9 @@ from ipywidgets import Box, Button, Text, VBox, Widget
 
 from ..core.serving import note, serve_run, status_html
 from .folder import Study, open_study
-from .session import (TIE, RatingError, Session, agree, code_in, completion_of, copied_html,
-                                   feedback_html, go, instructions, is_complete, left_open, move, pause,
-                                   record_answer, resume_link, story_html)
+from .session import (TIE, RatingError, Session, agree, completion_of, copied_html, feedback_html, go,
+                                   instructions, is_complete, left_open, move, pause, record_answer, resume_link,
+                                   story_html)
 from .specification import Criterion
 
 # %% ../../nbs/study/04_page.ipynb #403f17b6
@@ -75,20 +75,30 @@ if (!window.ratingKeys) {
       .then(() => 'Copied.', () => 'Please copy it by hand.')
       .then(words => button.nextElementSibling.textContent = words);
   });
-  new MutationObserver(() => {
+  let asked = new URLSearchParams(location.search).get('code');
+  const look = () => {
+    const code = document.querySelector('.rating input'), begin = document.querySelector('.rating .rating-begin');
+    if (asked && code && begin) {
+      code.value = asked.slice(0, 40);
+      asked = null;
+      code.dispatchEvent(new Event('input', {bubbles: true}));
+      begin.click();
+    }
     for (const own of document.querySelectorAll('.rating a.rating-own'))
       if (own.textContent !== own.href) own.textContent = own.href;
     const head = document.querySelector('.rating .rating-head');
     if (!head || head.textContent === window.ratingHead) return;
     if (window.ratingHead) document.querySelector('.rating').scrollIntoView();
     window.ratingHead = head.textContent;
-  }).observe(document.body, {childList: true, subtree: true});
+  };
+  new MutationObserver(look).observe(document.body, {childList: true, subtree: true, attributeFilter: ['class']});
+  look();
 }
 """
 
 
 def keyboard() -> Javascript:
-    """What makes keys and copying work; show it once beside the page."""
+    """What makes keys, copying and codes in addresses work; show it once beside the page."""
     return Javascript(KEYS)
 
 # %% ../../nbs/study/04_page.ipynb #14cc83f4
@@ -114,8 +124,8 @@ def question_box(criterion: Criterion, session: Session, ties: bool,
 class Visitor:
     """Who sits at the page: nobody, or a rater who reads the instructions, rates or has paused (a code)."""
 
-    def __init__(self, study: Study, address: str):
-        self.study, self.address = study, address
+    def __init__(self, study: Study):
+        self.study = study
         self.session, self.paused, self.reading = None, "", False
         self.code = Text(description="Your code", placeholder="ABC-123", layout={"width": "280px"})
 
@@ -152,10 +162,12 @@ class Visitor:
 
 # %% ../../nbs/study/04_page.ipynb #c0de0032
 class RatingPage(Visitor):
-    """A study's page; show its `view`. `address` is where the browser found it, perhaps with a code."""
+    """A study's page; show its `view`. `addressed`: the browser's address is the page's own,
+    so that a code can stand in it."""
 
-    def __init__(self, study: Study, address: str = ""):
-        super().__init__(study, address)
+    def __init__(self, study: Study, addressed: bool = False):
+        super().__init__(study)
+        self.addressed = addressed
         self.screen: ItemScreen | None = None
         self.status = note(status_html(""))
         self.body = VBox([])
@@ -165,9 +177,6 @@ class RatingPage(Visitor):
                           self.status])
         self.view.add_class("rating")
         refresh_screen(self)
-        if asked := code_in(address):
-            self.code.value = asked
-            self.guard(self.begin)
 
     def guard(self, action: Callable[[], None]) -> None:
         """Runs an action, shows what came of it, and says what went wrong."""
@@ -207,7 +216,7 @@ def refresh_screen(page: RatingPage) -> None:
     if session is None:
         page.body.children = pause_screen(page) if page.paused else [
             note('<p class="rating-head">Please enter the code that you were given.</p>'), page.code,
-            make_button(page, "Begin", page.begin)]
+            make_button(page, "Begin", page.begin, "begin")]
     elif not session.consented:
         text = note(f'<p class="rating-head">{escape(page.study.specification.consent.strip())}</p>')
         page.body.children = [text, make_button(page, "I agree", page.agree),
@@ -225,9 +234,9 @@ def refresh_screen(page: RatingPage) -> None:
 def pause_screen(page: RatingPage) -> list[Widget]:
     """Where a rater who paused goes on, now or later."""
     words = '<h2 class="rating-head">Paused</h2><p>Every answer is stored. You may close this page. '
-    if page.address:
-        words += "To go on later, open your own address; keep it to yourself:</p>" + copied_html(
-            resume_link(page.address, page.paused), resume_link("", page.paused))
+    if page.addressed:
+        own = resume_link("", page.paused)
+        words += "To go on later, open your own address; keep it to yourself:</p>" + copied_html(own, own)
     else:
         words += "To go on later, enter your code again:</p>" + copied_html(page.paused)
     return [note(words), make_button(page, "Go on", page.begin, "next"),
