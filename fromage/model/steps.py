@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core.config import Training
+from ..core.groups import ALONE, Group
 from ..core.progress import progress
 from .losses import (CaptionBatch, caption_losses, contrastive_losses, join_queries, make_batch,
                                   retrieval_pass)
@@ -99,26 +100,37 @@ class StepLosses:
 
 
 def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, training: Training,
-                    join: bool) -> dict[str, float]:
-    """Add the gradients of the weighted losses; returns their unweighted values."""
+                    join: bool, group: Group = ALONE) -> dict[str, float]:
+    """Add the gradients of the weighted losses of this process's rows; returns the unweighted values of the
+    whole batch."""
+    queries = join_queries(batch) if join else batch
+    unasked = 1 if model.vocabulary.has_ret else 2  # ids of a caption that the retrieval loss does not predict
+    captions, words = group.shares([int((batch.lengths - 1).sum()), int((queries.lengths - unasked).sum())])
     captioning = 0.0
     for part in caption_losses(model, batch, concatenate, training.tokens_per_pass):
+        part = part * captions
         if training.caption_weight:
             (training.caption_weight * part).backward()
         captioning += part.item()
-    found = retrieval_pass(model, join_queries(batch) if join else batch, training.tokens_per_pass)
-    contrastive = sum(contrastive_losses(model, found.text, project_images(model, batch.features))) / 2
-    (training.retrieval_weight * found.loss + training.contrastive_weight * contrastive).backward()
-    return {"captioning": captioning, "retrieval": found.loss.item(), "contrastive": contrastive.item()}
+    found = retrieval_pass(model, queries, training.tokens_per_pass)
+    retrieval = found.loss * words
+    text = group.gather(found.text)
+    images = group.gather(project_images(model, batch.features))
+    contrastive = sum(contrastive_losses(model, text, images)) / 2 / group.size
+    (training.retrieval_weight * retrieval + training.contrastive_weight * contrastive).backward()
+    values = {"captioning": captioning, "retrieval": retrieval.item(), "contrastive": contrastive.item()}
+    return dict(zip(values, group.totals(values.values())))
 
 # %% ../../nbs/model/11_steps.ipynb #21dcc368
 def train_step(model: Fromage, optimizer: torch.optim.Optimizer, batch: CaptionBatch, concatenate: bool,
-               training: Training, join: bool = False) -> StepLosses:
-    """One optimiser step on a batch; `concatenate` for the captioning loss, `join` for the retrieval loss."""
+               training: Training, join: bool = False, group: Group = ALONE) -> StepLosses:
+    """One optimiser step on a batch, or this process's rows of it; `concatenate` for the captioning loss,
+    `join` for the retrieval loss."""
     batch = batch.to(model.device)
     parameters = list(trained_parameters(model).values())
     optimizer.zero_grad(set_to_none=True)
-    losses = backward_losses(model, batch, concatenate, training, join)
+    losses = backward_losses(model, batch, concatenate, training, join, group)
+    group.add_up([each.grad for each in parameters if each.grad is not None])
     norm = torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip or float("inf"))
     optimizer.step()
     rescale_ret(model)

@@ -8,6 +8,7 @@ __all__ = ['FREE_TO_CHANGE', 'embed_pairs', 'validate', 'Run', 'first_pairs', 'r
 
 # %% ../../nbs/model/12_training.ipynb #5a8d1a71
 import hashlib
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..core.boundaries import check_finite, check_replaceable
 from ..core.config import Config, resolve_path
 from ..core.folders import Hold
+from ..core.groups import ALONE, Group
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
 from ..core.presets import NAMES_OF_CONTENT, flatten
 from ..core.progress import progress
@@ -141,10 +143,10 @@ def run_identity(model: Fromage, train: FeaturePairs, validation: FeaturePairs, 
 
 # %% ../../nbs/model/12_training.ipynb #0446099f
 def record_validation(run: Run, model: Fromage, pairs: FeaturePairs, config: Config,
-                      tower_fingerprint: str | None) -> dict:
-    """Validate, remember, and write the checkpoint if it is the best so far; returns what was found."""
+                      tower_fingerprint: str | None, write: bool = True) -> dict:
+    """Validate, remember, and `write` the checkpoint if it is the best so far; returns what was found."""
     run.validations.append({"step": run.step} | to_plain(validate(model, pairs, captions=100)))
-    if run.best is run.validations[-1]:
+    if write and run.best is run.validations[-1]:
         save_checkpoint(run.best_path, model, config, tower_fingerprint)
     return run.validations[-1]
 
@@ -172,23 +174,29 @@ def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, 
 # %% ../../nbs/model/12_training.ipynb #ebd906d0
 def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: Config, folder: str | Path,
         resume: bool = True,
-        tower_fingerprint: str | None = None, begun_from: str = "", watch: Tracker = Tracker()) -> Run:
+        tower_fingerprint: str | None = None, begun_from: str = "", watch: Tracker = Tracker(),
+        group: Group = ALONE) -> Run:
     """Train for `config.training.steps`, telling `watch`; continues an unfinished
-    run bit by bit unless `resume` is False."""
+    run bit by bit unless `resume` is False. Each process of a `group` takes its rows of every batch."""
     training = config.training
+    joined = training.concat_probability or training.retrieval_concat_probability
+    group.check(training.batch_size, 2 if joined else 1)
     optimizer = make_optimizer(model, config.training)
     identity = run_identity(model, train, validation, config, tower_fingerprint, begun_from)
-    with Hold(folder):
+    with Hold(folder) if group.leads else nullcontext():
         run = begin_run(model, optimizer, identity, folder, resume, training.steps)
+        group.wait()  # all have read the state before it is written again
         bar = progress(range(run.step, training.steps), training.steps - run.step, "training")
         if not run.validations:
-            watch(0, record_validation(run, model, validation, config, tower_fingerprint), "validation")
+            found = record_validation(run, model, validation, config, tower_fingerprint, group.leads)
+            watch(0, found, "validation")
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * learning_rate(training, step)
-            batch = train.batch(step_rows(len(train), training.batch_size, config.seed, step))
+            for part in optimizer.param_groups:
+                part["lr"] = part["factor"] * learning_rate(training, step)
+            rows = group.own(step_rows(len(train), training.batch_size, config.seed, step))
+            batch = train.batch(rows)
             coins = [toss(training, config.seed, step) for toss in (concatenates, joins_queries)]
-            losses = train_step(model, optimizer, batch, coins[0], training, coins[1])
+            losses = train_step(model, optimizer, batch, coins[0], training, coins[1], group)
             if not np.isfinite(losses.total):
                 raise FloatingPointError(f"the loss is {losses.total} at step {step}; lower learning_rate "
                                          f"({training.learning_rate}) or resume from {run.state_path} with "
@@ -198,9 +206,9 @@ def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: C
             bar.note = f"loss {losses.total:.3f}"
             validated = run.step % training.validate_every == 0 or run.step == training.steps
             if validated:
-                watch(run.step, record_validation(run, model, validation, config, tower_fingerprint),
-                      "validation")
-            if validated or run.step % training.save_every == 0:
+                found = record_validation(run, model, validation, config, tower_fingerprint, group.leads)
+                watch(run.step, found, "validation")
+            if group.leads and (validated or run.step % training.save_every == 0):
                 save_state(run.state_path, model, optimizer, {
                     "identity": identity, "history": run.history, "validations": run.validations})
         return run

@@ -1,0 +1,106 @@
+"""Training in several processes: what one process trains, at any number of them; one that is killed or hangs ends all, and they go on."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from house_rules import ROOT
+from small_run import train_small
+
+from fromage.core.config import ConfigError
+from fromage.core.folders import is_running
+from fromage.core.groups import Group
+from fromage.core.tensors import load_tensors
+from fromage.core.workers import Worker, WorkerError, follow
+from fromage.model.distributed import TOLD
+
+SCRIPT = str(ROOT / "tests" / "small_run.py")
+SETTINGS = {"joined": {"concat_probability": 1.0}, "apart": {"concat_probability": 0.0},
+            "no RET": {"concat_probability": 0.5, "retrieval_concat_probability": 0.5, "ret": "none"}}
+
+
+def share(folder: Path, processes: int, runs: dict[str, dict], act=lambda step, workers: None, seconds: float = 0.0,
+          patience: float = 20.0) -> None:
+    """Trains in several processes, one run (name -> settings) after another; `act` is called after each step."""
+    (folder / "processes").mkdir(parents=True, exist_ok=True)
+    workers = [Worker(rank, folder / "processes") for rank in range(processes)]
+    for line in follow([SCRIPT, str(folder), json.dumps(runs), str(seconds), str(patience)], workers, patience):
+        if line.startswith(TOLD) and line.endswith('"training"]'):
+            act(json.loads(line.removeprefix(TOLD))[0], workers)
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """The losses of every step in a run's last state."""
+    return load_tensors(folder / "state.safetensors", "training state")[1]["history"]
+
+
+def weights_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    """What a process of a run has left."""
+    return torch.load(folder / f"weights-{rank}.pt", weights_only=True)
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Asserts that weights are the same to 1e-5."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_what_one_does(processes: int, tmp_path: Path) -> None:
+    """Losses and weights to 1e-5, rows joined or not; all processes end with the same weights, and one of them writes."""
+    share(tmp_path / "many", processes, SETTINGS)
+    for name, settings in SETTINGS.items():
+        one, weights = train_small(tmp_path / "one" / name, **settings)
+        many = tmp_path / "many" / name
+        assert len(one.history) == 12
+        for ours, alone in zip(history_of(many), one.history, strict=True):
+            assert ours == pytest.approx(alone, rel=1e-5, abs=1e-5)
+        close(weights_of(many), weights)
+        for rank in range(1, processes):
+            assert all(torch.equal(value, weights_of(many)[key]) for key, value in weights_of(many, rank).items())
+        assert {path.name for path in many.glob("*.safetensors")} == {path.name for path in one.folder.glob("*.safetensors")}
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
+    group = Group()
+    group.size = 3
+    with pytest.raises(ConfigError, match="batch_size = 8: allowed for 3 processes is a multiple of 6"):
+        train_small(tmp_path, group)
+
+
+def strike(folder: Path, sent: signal.Signals, told: str) -> None:
+    """Sends a signal to the second of two processes after the seventh step; within 30 seconds none is left, and the error says who it was."""
+    began, seen = [], []
+
+    def act(step: int, workers: list[Worker]) -> None:
+        if step == 7:
+            seen.extend(int(worker.pulse.read_text()) for worker in workers)
+            began.append(time.monotonic())
+            os.kill(seen[1], sent)
+
+    with pytest.raises(WorkerError, match=f"process 1 of 2 {told}.* its last line: (training: |tokenising)"):
+        share(folder, 2, {"run": {}}, act, seconds=0.3, patience=10.0)
+    assert time.monotonic() - began[0] < 30 and not any(map(is_running, seen))
+    assert 0 < len(history_of(folder / "run")) < 12
+
+
+def test_one_that_is_killed_ends_all_and_they_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    strike(tmp_path / "killed", signal.SIGKILL, "was ended by SIGKILL")
+    for name in ("killed", "whole"):
+        share(tmp_path / name, 2, {"run": {}})
+    ended, whole = tmp_path / "killed" / "run", tmp_path / "whole" / "run"
+    assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(ended).items())
+    for name in ("state.safetensors", "best.safetensors"):
+        assert (ended / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_one_that_hangs_ends_all_and_one_process_goes_on(tmp_path: Path) -> None:
+    strike(tmp_path / "hung", signal.SIGSTOP, "was not heard of for")
+    run, weights = train_small(tmp_path / "hung" / "run")
+    assert run.step == 12
+    close(weights, train_small(tmp_path / "whole")[1])
