@@ -112,12 +112,14 @@ def read_lines(process: subprocess.Popen, lines: queue.Queue) -> None:
 
 
 def stop(process: subprocess.Popen, workers: Sequence[Worker]) -> None:
-    """Ends the workers, then the process that started them, in whatever state they are."""
+    """Ends the workers, in whatever state they are; torchrun, which started them, then ends by itself."""
     if process.poll() is None:
         for worker in workers:
             worker.kill()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
         process.kill()
-    process.wait()
 
 
 def follow(arguments: Sequence[str], workers: Sequence[Worker], patience: float = 20.0) -> Iterator[str]:

@@ -24,7 +24,6 @@ from ..core.groups import Group, Processes
 from ..core.presets import change, flatten
 from ..core.progress import Progress, heard, progress
 from ..core.records import write_text
-from ..core.tensors import load_tensors
 from ..core.tracking import Tracker, numbers_of
 from ..core.workers import Worker, follow
 from .checkpoint import initialise_from, new_model
@@ -123,8 +122,8 @@ def tell_steps(lines: Iterator[str], watch: Tracker) -> Iterator[tuple[int, dict
                 yield step, values
 
 
-def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> Run:
-    """Train in so many processes of this machine, telling `watch`.
+def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> None:
+    """Train in so many processes of this machine, telling `watch`; `fit` takes up what they leave in the folder.
 
     WorkerError where one of them ended or was not heard of: the same order goes on from the last state."""
     folder = resolve_path(order.folder)
@@ -136,9 +135,6 @@ def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> Ru
     for step, values in bar:
         bar.count = step - 1  # a run that goes on begins where it was
         bar.note = f"loss {values['total']:.3f}"
-    run = Run(folder)
-    run.restore(load_tensors(run.state_path, "training state")[1])
-    return run
 
 
 if __name__ == "__main__" and "__file__" in globals():  # `torchrun -m fromage.model.distributed`, not this notebook
