@@ -108,8 +108,8 @@ def read_file(study: Study, key: Key, path: Path, problems: Counter) -> list[dic
     return found
 
 # %% ../../nbs/study/05_answers.ipynb #065849ed
-def read_ratings(study: Study, key: Key, folder: str | Path
-                 | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
+def read_ratings(study: Study, key: Key,
+                 folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, int]]:
     """The table of all answers in a folder of ratings (default: the study's), and what could not be used."""
     folder = Path(folder) if folder else study.folder / "ratings"
     problems = Counter()
@@ -139,7 +139,8 @@ def export_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 def import_table(study: Study, path: str | Path) -> pd.DataFrame:
     """Reads what `export_table` wrote; ValueError where it is of another study or no such table."""
-    path, parquet = resolve_path(path), is_parquet(path)
+    path = resolve_path(path)
+    parquet = is_parquet(path)
     try:
         table = parquet_files.read_table(path).to_pandas() if parquet else pd.read_csv(
             path, dtype={"story": str, "right": "boolean"}, keep_default_na=False, na_values={"right": [""]})
@@ -166,7 +167,7 @@ def label_config(study: Study) -> str:
              for number in range(1, pictures + 1)]
     shown += [f'<Header value="{letter}"/><Text name="option{letter}" value="$option{letter}"/>'
               for letter in letters]
-    answers = [*letters, *["no difference"] * study.specification.ties]
+    answers = [*letters, "no difference"] if study.specification.ties else letters
     choices = "".join(f'<Choice value="{value}"/>' for value in answers)
     asked = [f'<Header value={quoteattr(each.question)}/>'
              f'<Choices name={quoteattr(each.name)} toName="optionA" choice="single-radio" '

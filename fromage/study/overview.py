@@ -65,7 +65,9 @@ def last_seen(lines: list[dict[str, Any]]) -> datetime | None:
 
 def rater_progress(study: Study, rater: str, now: datetime, address: str = "") -> dict[str, Any]:
     """A rater's line in the table of progress; `address` is that of the rating page."""
-    lines, visits, asked = rater_lines(study, rater), study.plan[rater], len(study.specification.criteria)
+    lines = rater_lines(study, rater)
+    visits = study.plan[rater]
+    asked = len(study.specification.criteria)
     given = {(str(line.get("item")), str(line.get("criterion"))) for line in lines
              if line.get("kind") == "answer"}
     answered = Counter(item for item, _ in given)
@@ -116,13 +118,13 @@ def check_codes(study: Study, text: str, now: datetime) -> list[dict[str, str]]:
     """A line for each code in a text: whose it is and whether that rater has finished."""
     raters = {code.upper(): rater for rater, code in study.completion.items()}
     found = []
-    for code in dict.fromkeys(re.split(r"[\s,;]+", text.strip())):
+    for code in filter(None, dict.fromkeys(re.split(r"[\s,;]+", text.strip()))):
         rater = raters.get(code.upper(), "")
         state = rater_progress(study, rater, now)["state"] if rater else ""
         told = ("no code of this study" if not rater else "everybody's code: it tells no rater"
                 if study.specification.completion.codes == "one" else
                 "finished" if state == "finished" else f"not earned: {state}")
-        found += [{"code": code, "rater": "" if "everybody" in told else rater, "this is": told}] * bool(code)
+        found.append({"code": code, "rater": "" if "everybody" in told else rater, "this is": told})
     return found
 
 # %% ../../nbs/study/10_overview.ipynb #0e000015

@@ -50,7 +50,8 @@ def rows_html(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{cell_html(value)}</td>' for value in row.values())}</tr>" for row in rows)
+    lines = ["".join(f"<td>{cell_html(value)}</td>" for value in row.values()) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 # %% ../../nbs/study/11_owner.ipynb #0f000009
@@ -81,7 +82,8 @@ def agreement_rows(study: Study, answers: pd.DataFrame) -> list[dict[str, Any]]:
 
 def summary_html(answers: pd.DataFrame, rows: Sequence[dict[str, Any]], problems: dict[str, int]) -> str:
     """How far the study is, in sentences; and what could not be read."""
-    done, planned = sum(row["done"] for row in rows), sum(row["of"] for row in rows)
+    done = sum(row["done"] for row in rows)
+    planned = sum(row["of"] for row in rows)
     states = [row["state"] for row in rows]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
     seconds = screen_seconds(answers).median()
@@ -116,8 +118,11 @@ class OwnerPage:
 
     def __init__(self, study: Study, address: str = "http://127.0.0.1:8867/",
                  clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)):
-        self.study, self.clock = study, clock
-        self.summary, self.checked, self.files = note(), note(), note()
+        self.study = study
+        self.clock = clock
+        self.summary = note()
+        self.checked = note()
+        self.files = note()
         self.status = note(status_html(""))
         self.address = Text(address, description="Rating page", layout={"width": "420px"})
         self.codes = Textarea(placeholder="Codes as the panel lists them", layout={"width": "420px"})

@@ -15,9 +15,9 @@ from ipywidgets import Box, Button, Text, VBox, Widget
 
 from ..core.serving import note, serve_run, status_html
 from .folder import Study, open_study
-from .session import (TIE, RatingError, Session, agree, completion_of, copied_html, feedback_html, go,
-                                   instructions, is_complete, left_open, move, pause, record_answer, resume_link,
-                                   story_html)
+from .session import (TIE, RatingError, Session, agree, completion_of, copied_html,
+                                   feedback_html, go, instructions, is_complete, left_open, move, pause,
+                                   record_answer, resume_link, story_html)
 from .specification import Criterion
 
 # %% ../../nbs/study/04_page.ipynb #403f17b6
@@ -106,8 +106,9 @@ def question_box(criterion: Criterion, session: Session, ties: bool,
                  choose: Callable[[str, str], None]) -> tuple[VBox, dict[str, Button]]:
     """A question, and its button for each ending."""
     buttons = {}
-    choices = [(str(number), option) for number, option in enumerate(session.visit.options,
-                                                                     1)] + [("0", TIE)] * ties
+    choices = [(str(number), option) for number, option in enumerate(session.visit.options, 1)]
+    if ties:
+        choices.append(("0", TIE))
     for key, value in choices:
         label = "0: no difference" if value == TIE else key
         button = Button(description=label, tooltip=f"{criterion.question} {label}",
@@ -126,7 +127,9 @@ class Visitor:
 
     def __init__(self, study: Study):
         self.study = study
-        self.session, self.paused, self.reading = None, "", False
+        self.session = None
+        self.paused = ""
+        self.reading = False
         self.code = Text(description="Your code", placeholder="ABC-123", layout={"width": "280px"})
 
     def begin(self) -> None:
@@ -158,7 +161,9 @@ class Visitor:
         """Lets go of the code."""
         if self.session is not None:
             self.session.journal.close()
-        self.session, self.paused, self.code.value = None, "", ""
+        self.session = None
+        self.paused = ""
+        self.code.value = ""
 
 # %% ../../nbs/study/04_page.ipynb #c0de0032
 class RatingPage(Visitor):
@@ -256,7 +261,9 @@ class ItemScreen:
     """The screen of an item; `mark` shows the answers so far."""
 
     def __init__(self, page: RatingPage, session: Session):
-        specification, place, count = page.study.specification, session.place, len(session.visits)
+        specification = page.study.specification
+        place = session.place
+        count = len(session.visits)
         self.place = place
         self.questions = {each.name: question_box(each, session, specification.ties,
                                                   lambda name, value: page.choose(place, name, value))
@@ -284,7 +291,8 @@ class ItemScreen:
             (box.add_class if box is current else box.remove_class)("rating-current")
             for value, button in buttons.items():
                 chosen = answers.get(name) == value
-                button.description = "✓ " * chosen + button.description.removeprefix("✓ ")
+                label = button.description.removeprefix("✓ ")
+                button.description = f"✓ {label}" if chosen else label
                 button.button_style = "primary" if chosen else ""
         self.feedback.value = feedback_html(session)
         self.forth.disabled = not is_complete(session)

@@ -157,7 +157,9 @@ def rater_table(answers: pd.DataFrame, specification: Specification, simulated: 
 def plot_shares(findings: Mapping[str, Findings], specification: Specification, simulated: bool) -> Figure:
     """Bars of the first findings' shares, or win rates, by question, one colour a system."""
     name, found = next(iter(findings.items()))
-    title = "\n".join([SIMULATED] * simulated + [name] * (name == NOBODY_LEFT))
+    warnings = [SIMULATED] if simulated else []
+    if name == NOBODY_LEFT:
+        warnings.append(name)
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     questions = list(found.shares)
     systems = list(dict.fromkeys(name for shares in found.shares.values() for name in shares))
@@ -171,7 +173,7 @@ def plot_shares(findings: Mapping[str, Findings], specification: Specification, 
                   [max(0.0, each.high - each.value) for _, each in own]]
         axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, label=system)
     axes.set_xticks(range(len(questions)), questions)
-    axes.set(ylabel=name_scale(specification), ylim=(0, None), title=title)
+    axes.set(ylabel=name_scale(specification), ylim=(0, None), title="\n".join(warnings))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     plt.close(figure)
     return figure
