@@ -177,7 +177,8 @@ def answer_ratings(metrics: Mapping[str, Any]) -> str:
               if "FROMAGe" in name and "differences" not in name}
     best = {}
     for name, share in shares.items():
-        question, _, system = (name.partition(": ")[2] if name.startswith("SIMULATED") else name).partition(", ")
+        plain = name.partition(": ")[2] if name.startswith("SIMULATED") else name
+        question, _, system = plain.partition(", ")
         if share is not None and (question not in best or share.value > best[question][1].value):
             best[question] = (system.removeprefix("FROMAGe, ").removesuffix(", greedy"), share)
     text = ", ".join(f"{question} most often what was told from {system} ({rounded(share)} %)"
@@ -289,11 +290,10 @@ def changed_settings(record: RunRecord) -> list[tuple[str, Any, Any]]:
     found = []
     whole = [part for part in (config, *config.values()) if isinstance(part, Mapping) and "backbones" in part]
     for part in whole:
-        usual = flatten(get_preset(part["preset"]))
         here = dict(part)
         for section in filter(lambda each: isinstance(each, Mapping), part.values()):
             here |= section
-        found += compare_settings(usual, here)
+        found += compare_settings(flatten(get_preset(part["preset"])), here)
     defaults = {} if config in whole else read_defaults(record.run)
     given = {name: value for name, value in config.items() if name != "report"}
     return found + compare_settings(defaults, given)
