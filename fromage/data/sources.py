@@ -54,7 +54,8 @@ class Problems:
         """Counts `count` examples under `reason`; `n_total` already contains them."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         names = self.names.setdefault(reason, [])
-        names.extend([name] * (len(names) < self.MOST_NAMES))
+        if len(names) < self.MOST_NAMES:
+            names.append(name)
 
     def too_many(self) -> bool:
         """Whether more than a tenth cannot be used."""
