@@ -1970,6 +1970,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fromage.study.blinding.told_by_all': ( 'study/blinding.html#told_by_all',
                                                                                 'fromage/study/blinding.py'),
                                         'fromage.study.blinding.words_of': ('study/blinding.html#words_of', 'fromage/study/blinding.py'),
+                                        'fromage.study.blinding.write_pixels': ( 'study/blinding.html#write_pixels',
+                                                                                 'fromage/study/blinding.py'),
                                         'fromage.study.blinding.write_study': ( 'study/blinding.html#write_study',
                                                                                 'fromage/study/blinding.py')},
             'fromage.study.folder': { 'fromage.study.folder.Item': ('study/folder.html#item', 'fromage/study/folder.py'),

@@ -105,23 +105,18 @@ class Page:
         self.asked = note()
         self.growing = note()  # the answer to what was asked, while it is being written
         self.live = VBox([self.asked, self.growing], layout={"overflow": "visible"})
-        self.about = note()
         self.status = note(status_html("Ready."))
         self.plot = note(probability_plot([]))
-        self.prompt = note()
         self.message = Text(description="Message", placeholder="Type here; Enter sends",
                             layout={"flex": "1 1 280px", "width": "auto"},
                             style={"description_width": "64px"})
         self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image",
-                                 layout={"width": "auto"},
-                                 tooltip="Attach images to the next turn")
+                                 layout={"width": "auto"}, tooltip="Attach images to the next turn")
         self.load = FileUpload(accept=".json", description="Load dialogue", layout={"width": "auto"},
                                tooltip="Go on with a dialogue that was saved as JSON")
         self.attachments = Box(layout={"flex_flow": "row wrap"})
         self.picks = VBox()
-        self.saved = note()
-        self.copying = note()
-        self.head = note()
+        self.about, self.prompt, self.saved, self.copying, self.head = (note() for _ in range(5))
         self.sections = VBox(layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
         self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"})
                         for name, label, about in BUTTONS}

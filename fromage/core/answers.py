@@ -78,7 +78,8 @@ def answer_training(metrics: Mapping[str, Any]) -> str:
     found = look(metrics, "text_to_image.R@1")
     chance = look(metrics, "grounded", "caption to image: R@1 of the ceiling", "chance")
     named = ("grounded", "captions: precision of things named")
-    far = "" if None in (chance, found) else "Beyond chance: " if found.low > chance else "Not beyond chance: "
+    far = "" if None in (chance, found) else (
+        "Beyond chance: " if found.low > chance else "Not beyond chance: ")
     text = fill_in(("a caption finds its own image among all in {} %", found),
                    ("where chance is {} %", chance),
                    ("and {} % of the things that written captions name are in the image",
@@ -262,9 +263,8 @@ def answers_of(name: str, record: RunRecord) -> list[CheckedClaim]:
 def claim_words(answer: CheckedClaim) -> str:
     """A claim in words; one that begins with … goes on where the claim before it ended."""
     texts = [claim.text for claim in PAPER_CLAIMS]
-    text = answer.claim.text
-    goes_on = text.startswith("…")
-    return f"{texts[texts.index(text) - 1]}, {text.removeprefix('…').strip()}" if goes_on else text
+    own = answer.claim.text
+    return f"{texts[texts.index(own) - 1]}, {own.removeprefix('…').strip()}" if own.startswith("…") else own
 
 # %% ../../nbs/core/18_answers.ipynb #a140021
 def read_defaults(run: str) -> dict[str, Any]:

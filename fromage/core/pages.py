@@ -237,7 +237,7 @@ def claim_list(report: Report) -> str:
                     for answer, words in told)
     return f"<ul>\n{items}</ul>\n" if items else ""
 
-
+# %% ../../nbs/core/19_pages.ipynb #c0de1404
 def report_card(report: Report, folder: Path) -> str:
     """The HTML card of one report."""
     name = escape(report.name)

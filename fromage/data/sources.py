@@ -33,7 +33,7 @@ class BadExample(ValueError):
 class BadImage(BadExample):
     """An image cannot be used; the message is the reason."""
 
-
+# %% ../../nbs/data/00_sources.ipynb #c0de1405
 @dataclass
 class Problems:
     """Examples seen, and those that could not be used: counts by reason,

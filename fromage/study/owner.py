@@ -120,9 +120,7 @@ class OwnerPage:
                  clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)):
         self.study = study
         self.clock = clock
-        self.summary = note()
-        self.checked = note()
-        self.files = note()
+        self.summary, self.checked, self.files = (note() for _ in range(3))
         self.status = note(status_html(""))
         self.address = Text(address, description="Rating page", layout={"width": "420px"})
         self.codes = Textarea(placeholder="Codes as the panel lists them", layout={"width": "420px"})
