@@ -132,7 +132,9 @@ def done(task: Task) -> bool:
 
 def run_task(task: Task) -> None:
     """Train and measure what is missing."""
-    (trained, measured), names, data = paths_of(task), task.config.backbones, task.config.data
+    trained, measured = paths_of(task)
+    names = task.config.backbones
+    data = task.config.data
     with locked(trained.parent):
         tower = load_vision_tower(names.vision_model, names.vision_pretrained, task.config.device)
         if not trained.is_file():
@@ -258,6 +260,7 @@ def sweep(tasks: Mapping[tuple[str, int], Task | Failure], workers: int = 1) -> 
                    "variants")
     for key, result in zip(missing, bar):
         failures |= {key: result} if isinstance(result, Failure) else {}
-        bar.note = f"{key[0]}, seed {key[1]}{': ' * (key in failures)}{failures.get(key, Failure('')).reason}"
+        reason = f": {failures[key].reason}" if key in failures else ""
+        bar.note = f"{key[0]}, seed {key[1]}{reason}"
     return [Outcome(*key, {}, [], failures[key].reason) if key in failures else read_outcome(task)
             for key, task in tasks.items()]

@@ -128,14 +128,16 @@ def start_turn(page: Page, asked: Dialogue, mode: str | None = None, draft: Draf
 # %% ../../nbs/chat/06_actions.ipynb #51c3a2fc
 def finish_turn(page: Page, done: Dialogue) -> None:
     """Shows a finished answer; goes on with an example that has more turns."""
-    page.dialogue, page.busy, page.editing, stopped = done, False, False, page.stopping.is_set()
+    page.dialogue = done
+    page.busy = page.editing = False
+    stopped = page.stopping.is_set()
     refresh(page)
     answer = done.exchanges[-1].answer
     images = sum(isinstance(piece, Picture) for piece in answer)
-    page.say("Stopped." if stopped else f"Done: {images} image{'s' * (images != 1)} found." if images
-             else "Done.")
-    if "[RET]" in "".join(piece for piece in answer
-                          if isinstance(piece, str)) and page.conversation.gallery is None:
+    found = "1 image" if images == 1 else f"{images} images"
+    page.say("Stopped." if stopped else f"Done: {found} found." if images else "Done.")
+    text = "".join(piece for piece in answer if isinstance(piece, str))
+    if "[RET]" in text and page.conversation.gallery is None:
         page.say("The model asked for an image, but there is no image index.", error=True)
     page.message.focus()
     if (queue := page.queue) and not stopped:

@@ -39,7 +39,7 @@ def known_checkpoints(given: str, folder: str | Path) -> list[str]:
     """The given one, the shipped one, and those of the runs in `folder`, the newest first."""
     left = [path for name in LEFT for path in resolve_path(folder).glob(f"*/{name}")]
     newest = sorted(left, key=lambda path: path.stat().st_mtime, reverse=True)
-    shipped = [MINIATURE] * resolve_path(MINIATURE).is_file()
+    shipped = [MINIATURE] if resolve_path(MINIATURE).is_file() else []
     names = [(Path(folder) / path.parent.name / path.name).as_posix() for path in newest]
     return [*dict.fromkeys([given, *shipped, *names])]
 
@@ -68,7 +68,8 @@ def read_gallery(assistant: Assistant, folder: str | Path, tell: TellsLine) -> t
     place = resolve_path(Path(folder).expanduser())
     if not place.is_dir():
         raise DialogueError(f"{folder} is no folder of the machine that runs this page.")
-    source, begun = ImageFolder(place), time.monotonic()
+    source = ImageFolder(place)
+    begun = time.monotonic()
     total = count_pictures(source, tell)
     words = lambda found: ", ".join(f"{reason}: {count}" for reason, count in found.items())
     with heard(lambda _: tell(f"Looked at {source.problems.n_total:,} of {total:,} images …")):
@@ -101,7 +102,8 @@ def work_aside(page: Page, words: str, work: Callable[[TellsLine], Callable[[], 
     post = poster(page)
     page.stopping.clear()
     page.queue.clear()
-    page.busy, page.kept = True, len(page.dialogue.exchanges)
+    page.busy = True
+    page.kept = len(page.dialogue.exchanges)
     page.asked.value = page.growing.value = ""
     refresh(page)
     page.say(words)
@@ -154,7 +156,10 @@ class Choices:
 
     def __init__(self, page: Page, checkpoints: Sequence[str], images: str | Path, device: str = "cpu",
                  own_folders: bool = True):
-        self.page, self.device, self.images, self.current = page, device, images, checkpoints[0]
+        self.page = page
+        self.device = device
+        self.images = images
+        self.current = checkpoints[0]
         shared: dict[str, Any] = {"layout": {"width": "98%"}, "style": {"description_width": "92px"}}
         self.checkpoint = Dropdown(options=checkpoints, description="Checkpoint", tooltip=HELP_MODEL,
                                    **shared)
@@ -176,7 +181,8 @@ class Choices:
 # %% ../../nbs/chat/09_choices.ipynb #d9a90017
 def choose_model(choices: Choices) -> None:
     """Goes on with the chosen checkpoint, or with the one before where that cannot be used."""
-    chosen, images = choices.checkpoint.value, choices.images
+    chosen = choices.checkpoint.value
+    images = choices.images
     if chosen == choices.current:
         return
 
@@ -211,7 +217,8 @@ def choose_model(choices: Choices) -> None:
 # %% ../../nbs/chat/09_choices.ipynb #d9a90022
 def choose_folder(choices: Choices) -> None:
     """Goes on with the images of the folder in the field."""
-    name, assistant = choices.folder.value.strip(), choices.page.conversation.assistant
+    name = choices.folder.value.strip()
+    assistant = choices.page.conversation.assistant
     if not name:
         raise DialogueError("Which folder? Type its path.")
 

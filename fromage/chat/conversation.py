@@ -154,8 +154,8 @@ class Conversation:
 
         def build(pieces: list[str | Picture]) -> Prompt:
             # a text begins behind a last picture, as captions do
-            ending = [""] * isinstance(pieces[-1], Picture)
-            parts = [piece if isinstance(piece, str) else self.encode(piece) for piece in (*pieces, *ending)]
+            whole = [*pieces, ""] if isinstance(pieces[-1], Picture) else pieces
+            parts = [piece if isinstance(piece, str) else self.encode(piece) for piece in whole]
             return build_prompt(model, parts)
 
         first = fit_context(dialogue, lambda pieces: len(build(pieces).ids), limit, bare)

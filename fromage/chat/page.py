@@ -91,31 +91,32 @@ class Page:
         self.seed = seed
         self.threaded = threaded
         self.dialogue = Dialogue()
-        self.attached, self.queue, self.views = [], [], {}
+        self.attached = []
+        self.queue = []
+        self.views = {}
         self.choices = []  # fields of other modules, which rest while a reply is written
         self.stopping = threading.Event()
         self.busy = self.editing = False
         self.kept = 0
-        self.controls, self.messages = Controls(), VBox(layout={"width": "100%"})
+        self.controls = Controls()
+        self.messages = VBox(layout={"width": "100%"})
         self.log = VBox([self.messages])
         self.log.add_class("fromage-log")
-        self.asked, self.growing = note(), note()  # a question and its answer while that is being written
+        self.asked = note()
+        self.growing = note()  # the answer to what was asked, while it is being written
         self.live = VBox([self.asked, self.growing], layout={"overflow": "visible"})
-        self.about = note()
         self.status = note(status_html("Ready."))
         self.plot = note(probability_plot([]))
-        self.prompt = note()
         self.message = Text(description="Message", placeholder="Type here; Enter sends",
                             layout={"flex": "1 1 280px", "width": "auto"},
                             style={"description_width": "64px"})
         self.upload = FileUpload(accept="image/*", multiple=True, description="Upload image",
-                                 layout={"width": "auto"},
-                                 tooltip="Attach images to the next turn")
+                                 layout={"width": "auto"}, tooltip="Attach images to the next turn")
         self.load = FileUpload(accept=".json", description="Load dialogue", layout={"width": "auto"},
                                tooltip="Go on with a dialogue that was saved as JSON")
         self.attachments = Box(layout={"flex_flow": "row wrap"})
         self.picks = VBox()
-        self.saved, self.copying, self.head = note(), note(), note()
+        self.about, self.prompt, self.saved, self.copying, self.head = (note() for _ in range(5))
         self.sections = VBox(layout={"flex": "2 1 340px", "min_width": "0", "overflow": "visible"})
         self.buttons = {name: Button(description=label, tooltip=about, layout={"width": "auto"})
                         for name, label, about in BUTTONS}
@@ -179,7 +180,7 @@ def refresh(page: Page) -> None:
     if left_out := show_last_prompt(page):
         shown.insert(left_out, note('<div class="trimmed">▲ too long ago: these turns are no longer in the '
                                     'prompt</div>'))
-    page.messages.children = [*shown, *[page.live] * page.busy]
+    page.messages.children = [*shown, page.live] if page.busy else shown
     page.plot.value = probability_plot(exchanges[-1].steps if exchanges else [])
     page.copying.value = copy_html(page.dialogue)
     actions = [*page.buttons.values(), *page.examples, *page.choices, page.upload, page.load]

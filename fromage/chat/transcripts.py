@@ -121,8 +121,9 @@ def dialogue_text(dialogue: Dialogue) -> str:
     for one in dialogue.exchanges:
         turns = {"You": [*one.pictures, one.text], "FROMAGe": one.answer}
         for name, pieces in turns.items():
-            said = [piece if isinstance(piece, str) else f"[{piece.description}]" for piece in pieces or ()]
-            lines += [f"{name}: {' '.join(filter(None, said))}"] * (pieces is not None)
+            if pieces is not None:
+                said = [piece if isinstance(piece, str) else f"[{piece.description}]" for piece in pieces]
+                lines.append(f"{name}: {' '.join(filter(None, said))}")
     return "\n".join(lines)
 
 

@@ -38,8 +38,7 @@ def split_opening(source: str) -> tuple[str, str, str]:
 def find_question(run: str) -> str:
     """The question of a run by its name; the name itself where there is no such notebook."""
     path = resolve_path(f"nbs/{run}.ipynb")
-    return split_opening(nbformat.read(path,
-                                       as_version=4).cells[0].source)[1] or run if path.is_file() else run
+    return path.is_file() and split_opening(nbformat.read(path, as_version=4).cells[0].source)[1] or run
 
 # %% ../../nbs/core/18_answers.ipynb #a140009
 def rounded(value: Estimate | float | None) -> str | None:
@@ -79,7 +78,8 @@ def answer_training(metrics: Mapping[str, Any]) -> str:
     found = look(metrics, "text_to_image.R@1")
     chance = look(metrics, "grounded", "caption to image: R@1 of the ceiling", "chance")
     named = ("grounded", "captions: precision of things named")
-    far = "" if chance is None or found is None else "Beyond chance: " if found.low > chance else "Not beyond chance: "
+    far = "" if None in (chance, found) else (
+        "Beyond chance: " if found.low > chance else "Not beyond chance: ")
     text = fill_in(("a caption finds its own image among all in {} %", found),
                    ("where chance is {} %", chance),
                    ("and {} % of the things that written captions name are in the image",
@@ -178,13 +178,14 @@ def answer_ratings(metrics: Mapping[str, Any]) -> str:
               if "FROMAGe" in name and "differences" not in name}
     best = {}
     for name, share in shares.items():
-        question, _, system = name.partition(": ")[2].partition(", ") if name.startswith("SIMULATED") else name.partition(", ")
+        plain = name.partition(": ")[2] if name.startswith("SIMULATED") else name
+        question, _, system = plain.partition(", ")
         if share is not None and (question not in best or share.value > best[question][1].value):
             best[question] = (system.removeprefix("FROMAGe, ").removesuffix(", greedy"), share)
     text = ", ".join(f"{question} most often what was told from {system} ({rounded(share)} %)"
                      for question, (system, share) in best.items())
-    who = "simulated raters, who say nothing of people," if any(name.startswith("SIMULATED")
-                                                                for name in metrics) else "raters"
+    simulated = any(name.startswith("SIMULATED") for name in metrics)
+    who = "simulated raters, who say nothing of people," if simulated else "raters"
     return sentence(text and f"{who} called {text}")
 
 # %% ../../nbs/core/18_answers.ipynb #a140014
@@ -216,7 +217,7 @@ def answer_features(metrics: Mapping[str, Any]) -> str:
     """`prepare`: how many images can be used."""
     kept = look(metrics, "images in the store")
     seen = look(metrics, "images seen")
-    return f"{kept:,} images are in the store, {seen:,} were seen." if kept is not None and seen is not None else ""
+    return "" if None in (kept, seen) else f"{kept:,} images are in the store, {seen:,} were seen."
 
 
 def answer_knowledge(metrics: Mapping[str, Any]) -> str:
@@ -262,8 +263,8 @@ def answers_of(name: str, record: RunRecord) -> list[CheckedClaim]:
 def claim_words(answer: CheckedClaim) -> str:
     """A claim in words; one that begins with … goes on where the claim before it ended."""
     texts = [claim.text for claim in PAPER_CLAIMS]
-    text = answer.claim.text
-    return f"{texts[texts.index(text) - 1]}, {text.removeprefix('…').strip()}" if text.startswith("…") else text
+    own = answer.claim.text
+    return f"{texts[texts.index(own) - 1]}, {own.removeprefix('…').strip()}" if own.startswith("…") else own
 
 # %% ../../nbs/core/18_answers.ipynb #a140021
 def read_defaults(run: str) -> dict[str, Any]:
@@ -289,11 +290,10 @@ def changed_settings(record: RunRecord) -> list[tuple[str, Any, Any]]:
     found = []
     whole = [part for part in (config, *config.values()) if isinstance(part, Mapping) and "backbones" in part]
     for part in whole:
-        usual = flatten(get_preset(part["preset"]))
         here = dict(part)
         for section in filter(lambda each: isinstance(each, Mapping), part.values()):
             here |= section
-        found += compare_settings(usual, here)
+        found += compare_settings(flatten(get_preset(part["preset"])), here)
     defaults = {} if config in whole else read_defaults(record.run)
-    return found + compare_settings(defaults, {name: value
-                                               for name, value in config.items() if name != "report"})
+    given = {name: value for name, value in config.items() if name != "report"}
+    return found + compare_settings(defaults, given)

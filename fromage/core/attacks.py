@@ -68,7 +68,8 @@ def run_attack(name: str, amount: float, folder: Path) -> RunRecord:
     """The record of one of `ATTACKS`, made now, or taken where code and amount are its own;
     RuntimeError with the program's last line where it leaves none."""
     attack = ATTACKS[name]
-    program, path = ROOT / "tests" / attack.program, folder / attack.file
+    program = ROOT / "tests" / attack.program
+    path = folder / attack.file
     if not program.is_file():
         raise FileNotFoundError(f"{program}: attacks are run in a clone of the repository")
     setting = {attack.unit: amount, "code": house_key()}

@@ -212,7 +212,7 @@ def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
                ("the language model's own states in {} %", "the model's own states, best of all"),
                ("words alone in {} %", "tf-idf of names and further names"))
     return sentences(*(
-        say(*((f"{opening}{text}" * bool(number == 0) or text, look(metrics, group, name, "R@10"))
+        say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))
               for number, (text, name) in enumerate(systems)),
             ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
         for group, opening in (("own queries", "of a query that names nothing "),

@@ -47,7 +47,8 @@ def write_line(value: dict[str, Any]) -> bytes:
 def parse_line(line: bytes, summed: bool) -> dict[str, Any]:
     """The object of a line; ValueError where it is none, or where its sum differs,
     or is absent though `summed`."""
-    value, (start, mark, told) = json.loads(line), line.rpartition(MARK)
+    value = json.loads(line)
+    start, mark, told = line.rpartition(MARK)
     if not isinstance(value, dict):
         raise ValueError("no object")
     if (mark or summed) and told != b"%d}" % zlib.crc32(start):

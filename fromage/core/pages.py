@@ -26,17 +26,14 @@ from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from fromage.core.answers import (
-    ANSWERS, answer_in_words, answers_of, changed_settings, claim_words, find_question, split_opening,
-)
+from .answers import (ANSWERS, answer_in_words, answers_of, changed_settings, claim_words,
+                                  find_question, split_opening)
 from .config import resolve_path
 from .formulas import set_formulas
 from .metrics import Estimate
 from .records import RunRecord, load_record, write_text
-from fromage.core.reporting import (
-    Report, drawn_figures, format_value, headline, markdown_table, metric_frame, read_reports,
-    update_readme, written_as,
-)
+from .reporting import (Report, drawn_figures, format_value, headline, markdown_table,
+                                    metric_frame, read_reports, update_readme, written_as)
 
 # %% ../../nbs/core/19_pages.ipynb #a160006
 REPORT_STYLE = """
@@ -128,13 +125,14 @@ def find_picture(report: Report, folder: Path) -> str:
 # %% ../../nbs/core/19_pages.ipynb #a160013
 def describe_origin(record: RunRecord) -> str:
     """One line: preset, seed, commit, machine, time, what could not be used, and the command."""
-    commit = (record.git.get("commit") or "no commit")[:10] + (" with changes" if record.git.get("dirty")
-                                                               else "")
+    changes = " with changes" if record.git.get("dirty") else ""
+    commit = (record.git.get("commit") or "no commit")[:10] + changes
     machine = ", ".join([str(record.machine.get("processor", "")), *record.machine.get("gpus", [])])
     seconds = "not finished" if record.seconds is None else f"{record.seconds:,.0f} s"
     problems = f"problems: {', '.join(record.problems)}" if record.problems else "no problems"
     preset = f"preset {record.config['preset']}, " if "preset" in record.config else ""
-    parts = [f"{preset}seed {record.seed}", commit, machine, seconds, record.started, problems, record.command, record.note]
+    parts = [f"{preset}seed {record.seed}", commit, machine, seconds, record.started, problems,
+             record.command, record.note]
     return " · ".join(part for part in parts if part)
 
 
@@ -165,8 +163,8 @@ def opening(report: Report, picture: str) -> str:
     """Markdown that a report begins with, below its question."""
     answer = answer_in_words(report.record)
     limits = report.record.limits
-    parts = [f'<p class="answer">{escape(answer)}</p>' * bool(answer), f"![The figure]({picture})",
-             paper_table(report), f"*What this does not show*: {limits}." * bool(limits),
+    parts = [f'<p class="answer">{escape(answer)}</p>' if answer else "", f"![The figure]({picture})",
+             paper_table(report), f"*What this does not show*: {limits}." if limits else "",
              "## What was asked otherwise than usual", settings_table(report.record),
              f'<p class="origin">{escape(describe_origin(report.record))}</p>']
     return "\n\n".join(filter(None, parts))
@@ -239,7 +237,7 @@ def claim_list(report: Report) -> str:
                     for answer, words in told)
     return f"<ul>\n{items}</ul>\n" if items else ""
 
-
+# %% ../../nbs/core/19_pages.ipynb #c0de1404
 def report_card(report: Report, folder: Path) -> str:
     """The HTML card of one report."""
     name = escape(report.name)
@@ -248,8 +246,9 @@ def report_card(report: Report, folder: Path) -> str:
              if (folder / f"{report.name}{ending}").is_file()]
     question = markdown2html(find_question(report.record.run))
     picture = escape(find_picture(report, folder))
-    question = question.replace("<p>", "").replace("</p>", "").strip()
-    asked = f'<a href="{name}.html">{question}</a>' if (folder / f"{report.name}.html").is_file() else question
+    asked = question.replace("<p>", "").replace("</p>", "").strip()
+    if (folder / f"{report.name}.html").is_file():
+        asked = f'<a href="{name}.html">{asked}</a>'
     changed = [f"{setting} {value}" for setting, _, value in changed_settings(report.record)]
     origin = f'{name}: {" · ".join(links)}<br>{escape(", ".join(changed) or "all settings as usual")}'
     answer = escape(answer_in_words(report.record)).replace(" %", "&nbsp;%")
@@ -264,7 +263,9 @@ def write_index(folder: str | Path = "reports") -> Path:
     folder = resolve_path(folder)
     reports, unreadable = read_reports(folder)
     cards = "".join(report_card(report, folder) for report in paper_order(reports))
-    shown = f'<p>{INTRODUCTION}</p>\n<main class="cards">\n{cards}</main>\n' if cards else "<p>No reports yet.</p>\n"
+    shown = "<p>No reports yet.</p>\n"
+    if cards:
+        shown = f'<p>{INTRODUCTION}</p>\n<main class="cards">\n{cards}</main>\n'
     body = f"<h1>Reports</h1>\n{shown}"
     if unreadable:
         items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in unreadable.items())

@@ -73,9 +73,9 @@ class Progress:
         left = (self.total or 0) - self.count
         each = seconds / self.count if self.count and seconds >= 1 else 0
         rest = f", {timedelta(seconds=round(left * each))} left" if left > 0 else ""
-        pace = f", {1 / each:.3g}/s{rest}" if each else ""
+        pace = f"{seconds:.0f} s, {1 / each:.3g}/s{rest}" if each else f"{seconds:.0f} s"
         share = f"/{self.total} ({self.count / max(self.total, 1):.0%})" if self.total is not None else ""
-        return f"{self.label}: {self.count}{share}, {seconds:.0f} s{pace}{', ' * bool(self.note)}{self.note}"
+        return ", ".join(filter(None, (f"{self.label}: {self.count}{share}", pace, self.note)))
 
     def _repr_html_(self) -> str:
         total = self.total or max(self.count, 1)
@@ -113,7 +113,8 @@ class Heard(Progress):
     def __init__(self, iterable: Iterable, total: int | None, label: str,
                  listener: Callable[[Progress], None]):
         super().__init__(iterable, total, label)
-        self.in_kernel, self.listener = True, listener
+        self.in_kernel = True
+        self.listener = listener
 
     def show(self, last: bool = False) -> None:
         """Tells the listener."""

@@ -153,9 +153,10 @@ def find_damage(path: str | Path, sums: list[int]) -> str:
                      for number, pair in enumerate(zip(found, sums)) if pair[0] != pair[1])
 
 # %% ../../nbs/core/01_records.ipynb #7aca456e
-PACKAGES = tuple("""torch torchvision transformers tokenizers open_clip_torch timm safetensors numpy scipy pandas
-pyarrow pillow sacrebleu joblib peft krippendorff matplotlib pydantic huggingface_hub filelock pygments papermill
-nbformat nbconvert ipython ipykernel ipywidgets voila tornado faiss-cpu gguf resvg-py emoji""".split())
+PACKAGES = tuple("""torch torchvision transformers tokenizers open_clip_torch timm safetensors numpy scipy
+pandas pyarrow pillow sacrebleu joblib peft krippendorff matplotlib pydantic huggingface_hub filelock pygments
+papermill nbformat nbconvert ipython ipykernel ipywidgets voila tornado faiss-cpu gguf resvg-py
+emoji""".split())
 
 
 def read_git(folder: Path = ROOT) -> dict[str, Any]:
@@ -236,7 +237,8 @@ class RunRecord:
 
     def finish(self, metrics: dict[str, Any], problems: dict[str, Any] | None = None) -> "RunRecord":
         """Notes metrics, problems and the seconds since the start; returns the record itself."""
-        self.metrics, self.problems = to_plain(metrics), to_plain(problems or self.problems)
+        self.metrics = to_plain(metrics)
+        self.problems = to_plain(problems or self.problems)
         self.seconds = round(time.monotonic() - self.clock, 3)
         return self
 

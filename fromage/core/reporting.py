@@ -240,10 +240,10 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str] = ()
     """
     columns = max(map(len, rows), default=1)
     height = max(len(rows), 1)
-    width_ratios = [1.5] * bool(labels) + [1] * columns
+    width_ratios = [1.5, *[1] * columns] if labels else [1] * columns
     figure, grid = plt.subplots(height, len(width_ratios), squeeze=False, layout="constrained",
                                 width_ratios=width_ratios,
-                                figsize=(sum(width_ratios) * size, height * (size + 0.2 * bool(titles))))
+                                figsize=(sum(width_ratios) * size, height * (size + (0.2 if titles else 0))))
     for axes in grid.flat:
         axes.set_axis_off()
     for row, images in enumerate(rows):

@@ -36,7 +36,8 @@ from .reporting import metrics_table
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0006
 def spread_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A record's values by the names of parameters, and those that are usual by the preset that it names."""
-    found, usual = {}, {}
+    found = {}
+    usual = {}
     for part in (config, *config.values()):
         if isinstance(part, Mapping) and "backbones" in part:
             sections = [value for value in part.values() if isinstance(value, Mapping)]
@@ -73,7 +74,8 @@ def measure_threads(threads: int) -> float:
     """The largest relative difference of a sum of 2^20 float32 values between one thread and `threads`."""
     import torch  # seconds that pages which run nothing need not wait
     values = torch.randn(16, 1 << 20, generator=torch.Generator().manual_seed(0))
-    before, sums = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    sums = []
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
@@ -89,7 +91,8 @@ def note_threads(threads: int) -> str:
     apart = measure_threads(others)
     found = f"differ by up to {apart:.0e} of themselves" if apart else "are alike"
     last = "; figures may differ in their last digits with another number of threads" if apart else ""
-    return (f"Computed with {threads} thread{'s' * (threads != 1)}; sums of 2^20 float32 values "
+    used = "1 thread" if threads == 1 else f"{threads} threads"
+    return (f"Computed with {used}; sums of 2^20 float32 values "
             f"with 1 and {others} threads {found} on this machine{last}.")
 
 
@@ -233,7 +236,8 @@ def compare_origins(before: RunRecord, after: RunRecord) -> dict[str, list]:
     skipped = ("memory_gb", "cores", "system")
     found = {}
     for part in ("git", "versions", "machine"):
-        old, new = getattr(before, part), getattr(after, part)
+        old = getattr(before, part)
+        new = getattr(after, part)
         found |= {name: [old[name], new[name]] for name in old if name in new and old[name] != new[name]
                   and name not in skipped}
     return found
@@ -255,11 +259,12 @@ def verdict_words(name: str, compared: Sequence[Compared], tolerance: float,
     counts = Counter(each.outcome for each in compared)
     judged = sum(counts.values()) - counts["a time"]
     wrong = [each.name for each in compared if each.outcome not in accepted]
-    parts = [f"{counts[each]:,} {each}" + f" of {tolerance:g}" * (each == OUTCOMES[1])
+    parts = [f"{counts[each]:,} {each}" + (f" of {tolerance:g}" if each == OUTCOMES[1] else "")
              for each in OUTCOMES[:-1] if counts[each]]
     verdict = "reproduced" if not wrong else "not judged" if changed else "not reproduced"
-    first = f" ({', '.join(wrong[:3])}{', …' * (len(wrong) > 3)})" * bool(wrong)
-    inputs = f"; inputs are others now: {', '.join(changed)}" * bool(changed)
+    named = wrong[:3] + ["…"] if len(wrong) > 3 else wrong
+    first = f" ({', '.join(named)})" if wrong else ""
+    inputs = f"; inputs are others now: {', '.join(changed)}" if changed else ""
     return verdict, f"{name} is {verdict}: of {judged:,} figures {', '.join(parts)}{first}{inputs}."
 
 # %% ../../nbs/core/23_reruns.ipynb #2e2a0020

@@ -162,7 +162,8 @@ def count_sessions(manager: Any) -> int:
 def keep_used(manager: Any) -> None:
     """A kernel that a visitor takes counts as used until the visitor's browser has come to it, at most
     `COMING` seconds: else it may be ended before. One that only begins has not been idle."""
-    take, end_idle = manager.get_rendered_notebook, manager.cull_kernel_if_idle
+    take = manager.get_rendered_notebook
+    end_idle = manager.cull_kernel_if_idle
 
     async def take_now(*arguments: Any, **options: Any) -> Any:
         """As before; the last activity is still to come, and is what happens first."""
@@ -174,7 +175,8 @@ def keep_used(manager: Any) -> None:
         """As before, but for a kernel of which nothing was heard yet."""
         if kernel in manager and manager.get_kernel(kernel).trait_has_value("last_activity"):
             await end_idle(kernel)
-    manager.get_rendered_notebook, manager.cull_kernel_if_idle = take_now, end_known
+    manager.get_rendered_notebook = take_now
+    manager.cull_kernel_if_idle = end_known
 
 # %% ../../nbs/core/05_serving.ipynb #5c0ec714
 def serve(notebook: Path, port: int, idle: int) -> None:

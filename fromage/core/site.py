@@ -67,7 +67,8 @@ def records_page(folder: Path) -> str:
              "[which language models may stand in](conformance.md) is a table too."]
     for report in paper_order(read_reports(folder)[0]):
         picture = find_picture(report, folder)
-        whole = [f"[page]({report.name}.html)"] * (folder / f"{report.name}.html").is_file()
+        page = f"{report.name}.html"
+        whole = [f"[page]({page})"] if (folder / page).is_file() else []
         parts += [f"## {find_question(report.record.run)}\n\n**{answer_in_words(report.record)}**",
                   claim_list(report).replace("<ul>", '<ul class="claims">'),
                   f"![The figure of {report.name}]({picture})" if not picture.startswith("data:") else "",
@@ -108,7 +109,9 @@ def stage_site(source: Path, target: Path) -> list[dict]:
     shutil.copytree(source / "reports", target / "reports", ignore=left_out)
     write_text(target / "reports/index.md", records_page(source / "reports"))
     rooms = rooms_in_order((source / "README.md").read_text(encoding="utf-8"))
-    runs, library, reference = [], {}, {}
+    runs = []
+    library = {}
+    reference = {}
     for path in sorted((source / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
             continue
@@ -136,7 +139,9 @@ class Links(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.loads, self.leads, self.places = [], [], {""}
+        self.loads = []
+        self.leads = []
+        self.places = {""}
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:

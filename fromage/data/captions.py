@@ -94,7 +94,8 @@ class Shards(CaptionSource):
     def __init__(self, path: str | Path, images: str | Path | None = None):
         self.files = list_shards(path)
         super().__init__(self.files[0], images)
-        self.path, self.names = resolve_path(path), name_files(self.files)
+        self.path = resolve_path(path)
+        self.names = name_files(self.files)
 
     def find(self) -> Iterator[Found]:
         """See CaptionSource."""

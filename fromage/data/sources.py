@@ -33,7 +33,7 @@ class BadExample(ValueError):
 class BadImage(BadExample):
     """An image cannot be used; the message is the reason."""
 
-
+# %% ../../nbs/data/00_sources.ipynb #c0de1405
 @dataclass
 class Problems:
     """Examples seen, and those that could not be used: counts by reason,
@@ -54,7 +54,8 @@ class Problems:
         """Counts `count` examples under `reason`; `n_total` already contains them."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         names = self.names.setdefault(reason, [])
-        names.extend([name] * (len(names) < self.MOST_NAMES))
+        if len(names) < self.MOST_NAMES:
+            names.append(name)
 
     def too_many(self) -> bool:
         """Whether more than a tenth cannot be used."""

@@ -109,7 +109,8 @@ def save_maps(path: str | Path, maps: PictureMaps, layer: int, fingerprint: str,
 def load_maps(path: str | Path) -> ShippedMaps:
     """Reads what `save_maps` wrote."""
     tensors, header = load_tensors(path, "picture maps")
-    (dim, width), features = tensors["text_maps.0.weight"].shape, tensors["image_map.weight"].shape[1]
+    dim, width = tensors["text_maps.0.weight"].shape
+    features = tensors["image_map.weight"].shape[1]
     maps = PictureMaps(width, features, dim)
     maps.load_state_dict(tensors)
     return ShippedMaps(maps, header["layer"], header["language_fingerprint"], header["about"])

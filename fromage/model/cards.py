@@ -89,7 +89,8 @@ def describe_training(checkpoint: Checkpoint, record: RunRecord | None) -> list[
              f"rate {training.learning_rate:g}; the rest is in `config.json`"]
     if record is None:
         return [*lines, "- no record of the run that trained it was given"]
-    commit = (record.git.get("commit") or "unknown")[:12] + " with changes" * bool(record.git.get("dirty"))
+    changes = " with changes" if record.git.get("dirty") else ""
+    commit = (record.git.get("commit") or "unknown")[:12] + changes
     machine = ", ".join(record.machine.get("gpus") or []) or record.machine.get("processor")
     return [*lines, f"- commit {commit}, torch {record.versions.get('torch')}, {record.seconds or 0:,.0f} "
                     "seconds on "

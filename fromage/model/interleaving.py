@@ -92,7 +92,7 @@ def arrange(text: str, images: Sequence[list[Retrieved]], protocol: str = "corre
     pieces: Pieces = [piece for before, found in zip(texts, images)
                       for piece in (before.strip() + RET, found)]
     rest = RET.join(texts[len(images):]).strip()
-    return pieces + [rest] * bool(rest or not pieces)
+    return [*pieces, rest] if rest or not pieces else pieces
 
 # %% ../../nbs/model/07_interleaving.ipynb #dcf695c2
 @dataclass

@@ -54,7 +54,7 @@ def released_state(model: Fromage, dtype: torch.dtype = torch.float32) -> dict[s
     kind = model.language_model.config.model_type
     names = RELEASED_NAMES | {f"model.text_hidden_fcs.{number}.0.{part}": f"text_maps.{number}.{part}"
                               for number in range(len(model.text_maps)) for part in ("weight", "bias")}
-    wrong = [f"a language model of the family {kind}"] * (kind != "opt")
+    wrong = [] if kind == "opt" else [f"a language model of the family {kind}"]
     wrong += [f"{name} (not trained here)" for name in names.values() if name not in own]
     wrong += [f"{name} (unknown there)" for name in own if name not in names.values()]
     if wrong or not model.vocabulary.has_ret:

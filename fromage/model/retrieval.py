@@ -84,7 +84,8 @@ class ImageIndex:
         `exclude`: for each query the rows that may not be found.
         `chunk`: rows of the index, and queries / 64, at a time."""
         check_search(self, queries, k, exclude)
-        queries, exclude = F.normalize(queries.float(), dim=-1), exclude or [()] * len(queries)
+        queries = F.normalize(queries.float(), dim=-1)
+        exclude = exclude or [()] * len(queries)
         width = max(1, chunk // 64)
         rows = torch.cat([best_rows(self.embeddings, part, k, exclude[start * width:(start + 1) * width],
                                     chunk)

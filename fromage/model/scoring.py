@@ -130,7 +130,8 @@ class ReadPrompt:
         if len(new):
             positions = torch.arange(length, len(prompt.ids), device=self.model.device)[None]
             output = run_language_model(self.model, new[None], self.cache, None, positions, use_cache=True)
-            self.cache, self.states = cache_of(output), torch.cat([self.states, output.last_hidden_state[0]])
+            self.cache = cache_of(output)
+            self.states = torch.cat([self.states, output.last_hidden_state[0]])
             self.tokens_read += len(new)
         return self
 

@@ -145,8 +145,9 @@ def make_optimizer(model: Fromage, training: Training) -> torch.optim.AdamW:
     trained = trained_parameters(model)
     own = [value for name, value in trained.items() if not name.startswith("language_model.")]
     tuned = [value for name, value in trained.items() if name.startswith("language_model.")]
-    groups = [{"params": own, "factor": 1.0}] + [{"params": tuned,
-                                                  "factor": training.tuning_rate_factor}] * bool(tuned)
+    groups = [{"params": own, "factor": 1.0}]
+    if tuned:
+        groups.append({"params": tuned, "factor": training.tuning_rate_factor})
     return torch.optim.AdamW(groups, training.learning_rate, (training.beta1, training.beta2),
                              training.epsilon,
                              training.weight_decay)

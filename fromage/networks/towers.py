@@ -33,7 +33,8 @@ def preprocess_image(
 ) -> Tensor:
     """A PIL image as normalised pixels (3, H, W) for `size` (H, W)."""
     pixels = transforms.pil_to_tensor(image.convert("RGB"))  # (3, h, w), 8 bit
-    (height, width), (target_height, target_width) = pixels.shape[1:], size
+    height, width = pixels.shape[1:]
+    target_height, target_width = size
     resized = [target_height, target_width]
     # too wide: what overhangs is cut at the sides
     if not squash and height * target_width <= width * target_height:

@@ -68,7 +68,8 @@ def now() -> str:
 
 # %% ../../nbs/study/03_session.ipynb #c0de0011
 def resume_link(address: str, code: str) -> str:
-    """The address of the page at which a rater goes on; of the page itself only the part before `?` counts."""
+    """The address of the page at which a rater goes on.
+    Of the page itself only the part before `?` counts."""
     return f"{address.partition('?')[0]}?code={quote(code)}"
 
 # %% ../../nbs/study/03_session.ipynb #7cd4a7d6
@@ -212,8 +213,8 @@ def instructions(session: Session) -> list[str]:
     asked = study.specification
     items = [study.items[visit.item] for visit in session.visits]
     practice = sum(item.right is not None for item in items)
-    shown = [f"You will see {len(items)} stories, one on each screen: pictures in their order, with the words told "
-             "of them so far, and below them numbered endings.",
+    shown = [f"You will see {len(items)} stories, one on each screen: pictures in their order, "
+             "with the words told of them so far, and below them numbered endings.",
              "Look at the pictures and read every ending. Then answer "
              f"{'the question' if len(asked.criteria) == 1 else f'the {len(asked.criteria)} questions'} with "
              "an ending's number: " + " ".join(each.question for each in asked.criteria)]
@@ -223,12 +224,12 @@ def instructions(session: Session) -> list[str]:
     if asked.ties:
         shown.append("Where you see no difference, choose 0.")
     if practice:
-        shown.append(f"The first {practice} are for practice: when you have answered, the page says whether you "
-                     "were right." if practice > 1 else
-                     "The first one is for practice: when you have answered, the page says whether you were right.")
+        first = f"The first {practice} are" if practice > 1 else "The first one is"
+        shown.append(f"{first} for practice: when you have answered, the page says whether you were right.")
     own = [part.strip() for part in asked.instructions.split("\n\n") if part.strip()]
-    return [*own, *shown, "There is no hurry. You may go back and change an answer, and pause at any time: every answer is "
-                          "kept at once."]
+    shown.append("There is no hurry. You may go back and change an answer, and pause at any time: "
+                 "every answer is kept at once.")
+    return own + shown
 
 # %% ../../nbs/study/03_session.ipynb #c0de0025
 def story_html(study: Study, session: Session) -> str:
@@ -264,4 +265,5 @@ def feedback_html(session: Session) -> str:
     else:
         kind = "wrong"
         text = f"Look again: “{escape(session.item.options[right])}”"
-    return f'<p class="{kind}" role="status">{text} belongs to the story; in the others the words are in disorder.</p>'
+    return (f'<p class="{kind}" role="status">{text} belongs to the story; '
+            'in the others the words are in disorder.</p>')

@@ -63,7 +63,8 @@ class Completion(Section):
              "letters, digits and dashes, up to 64, where codes is 'one', and none elsewhere"),
             ("link", self.link, not self.link or there.scheme in ("http", "https") and bool(there.hostname),
              "an address that begins with https:// or http://"),
-            ("link", self.link, not set("{}") & set(braces), "{code} alone in braces, and that where there are codes")]
+            ("link", self.link, not set("{}") & set(braces),
+             "{code} alone in braces, and that where there are codes")]
         for name, value, right, allowed in checks:
             if not right:
                 raise ConfigError(f"completion.{name} = {value!r}: allowed is {allowed}")

@@ -112,8 +112,8 @@ def caption_recall(tried: Mapping[str, Sequence[Fromage]], parts: TrainingParts,
     for name, models in tried.items():
         hits = []
         for model in models:
-            pairs = make_pairs(model.vocabulary, store.features, store.captions, config.data.max_caption_tokens,
-                               store.content)
+            pairs = make_pairs(model.vocabulary, store.features, store.captions,
+                               config.data.max_caption_tokens, store.content)
             texts, images, _ = embed_pairs(model, pairs)
             scores = (texts / texts.norm(dim=1, keepdim=True)) @ (images / images.norm(dim=1, keepdim=True)).T
             hits.append(100.0 * (ranks(scores.numpy(), np.arange(len(pairs))) == 1))

@@ -54,7 +54,7 @@ class Context:
 
     def __str__(self) -> str:
         def several(count: int, word: str) -> str:
-            return f"{count} {word}{'s' * (count > 1)}"
+            return f"{count} {word}{'s' if count > 1 else ''}"
         return several(self.captions, "caption") + (f" + {several(self.images, 'image')}" if self.images
                                                     else "")
 

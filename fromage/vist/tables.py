@@ -69,12 +69,13 @@ def estimate_rows(table: Mapping[str, np.ndarray], stories: StorySet,
 def story_frame(rows: Mapping[str, Mapping[str, Any]], stories: StorySet) -> pd.DataFrame:
     """Ours beside the paper's, with stories and gallery used of all; chance; what only the paper has."""
     size = len(stories.ids)
+    gallery = f"{size} of {stories.n_images}"
     recalls = ("R@1", "R@5", "R@10")
     lines = []
     for row, found in sorted(rows.items()):
         lines.append({"model, context": row, **{name: found[name] for name in (*recalls, "median rank")},
                       "stories": f"{found['R@1'].n_used} of {found['R@1'].n_total}",
-                      "gallery": f"{size} of {stories.n_images}" + ", 4 shown left out" * row.endswith("†"),
+                      "gallery": gallery + (", 4 shown left out" if row.endswith("†") else ""),
                       "paper: R@1 / R@5 / R@10": PAPER_TABLE.get(row)})
     chance = search_chance(size)
     lines.append({"model, context": "chance", **chance, "median rank": chance["mean rank"],

@@ -49,9 +49,11 @@ def story_pieces(condition: Condition, told: Sequence[str], images: Sequence[Pie
     """What the model reads before the sentence that follows those `told`; `images` are the story's five."""
     pieces: list[Piece] = []
     for place, text in enumerate(told):
-        earlier = place in condition.images and condition.sentences
-        pieces += [images[place]] * earlier + [text] * condition.sentences
-    return pieces + [images[len(told)]] * (len(told) in condition.images) + [""]
+        if condition.sentences:
+            pieces += [images[place], text] if place in condition.images else [text]
+    if len(told) in condition.images:
+        pieces.append(images[len(told)])
+    return [*pieces, ""]
 
 # %% ../../nbs/vist/02_telling.ipynb #c030eb5a
 @dataclass(frozen=True)
