@@ -18,7 +18,8 @@ from .config import ConfigError
 
 # %% ../../nbs/core/25_groups.ipynb #b0195fd4
 class Group:
-    """Processes that share the rows of a batch; this one is number `rank` of `size`. By itself, a group of one."""
+    """Processes that share the rows of a batch; this one is number `rank` of `size`.
+    By itself, a group of one."""
     rank = 0
     size = 1
 
@@ -62,7 +63,7 @@ ALONE = Group()
 
 # %% ../../nbs/core/25_groups.ipynb #5fb230f9
 class GatherRows(torch.autograd.Function):
-    """The rows of all processes behind one another; backwards, the sum of what each process makes of this one's."""
+    """The rows of all processes behind one another; backwards, the sum of what each makes of this one's."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -81,7 +82,8 @@ class GatherRows(torch.autograd.Function):
 
 
 class Processes(Group):
-    """The processes that torchrun started, this one among them; collectives end with an error after `patience` seconds."""
+    """The processes that torchrun started, this one among them;
+    collectives end with an error after `patience` seconds."""
 
     def __init__(self, backend: str = "gloo", patience: float = 30.0, first: float = 24 * 3600.0):
         dist.init_process_group(backend, timeout=timedelta(seconds=first))

@@ -77,11 +77,13 @@ class WorkerError(RuntimeError):
     """A process of a run ended, or was not heard of; the message has its number and its last line."""
 
 
-ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)  # as torchrun writes it
+# as torchrun writes it
+ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
 def describe_end(workers: Sequence[Worker], status: int, log: str) -> str:
-    """Which worker ended first, and how: from what torchrun has written; its own last line where that says nothing."""
+    """Which worker ended first, and how, from what torchrun has written;
+    its own last line where that says nothing."""
     found = ROOT_CAUSE.search(log)
     if found is None:
         last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "nothing")
@@ -100,8 +102,9 @@ def next_line(lines: queue.Queue, workers: Sequence[Worker], patience: float) ->
         except queue.Empty:
             for worker in workers:
                 if (silence := worker.silence()) > patience:
-                    raise WorkerError(f"process {worker.rank} of {len(workers)} was not heard of for {silence:.0f} s, "
-                                      f"and all were stopped; its last line: {worker.last_line()}") from None
+                    raise WorkerError(f"process {worker.rank} of {len(workers)} was not heard of for "
+                                      f"{silence:.0f} s, and all were stopped; its last line: "
+                                      f"{worker.last_line()}") from None
 
 
 def read_lines(process: subprocess.Popen, lines: queue.Queue) -> None:
@@ -123,16 +126,18 @@ def stop(process: subprocess.Popen, workers: Sequence[Worker]) -> None:
 
 
 def follow(arguments: Sequence[str], workers: Sequence[Worker], patience: float = 20.0) -> Iterator[str]:
-    """Starts a module or script by torchrun, once for each of `workers`, and gives the lines that the first one prints.
+    """Starts a module or script by torchrun, once for each of `workers`;
+    gives the lines that the first one prints.
 
     WorkerError where one ends otherwise than well, or has no pulse for `patience` seconds."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(workers)}", *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc-per-node={len(workers)}", *arguments]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(workers))))
     for worker in workers:
         worker.clear()
     with (open(workers[0].log.with_name("torchrun.log"), "w+", encoding="utf-8") as log,
-          subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-                           env=os.environ | {"OMP_NUM_THREADS": threads}) as process):
+          subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                           text=True, env=os.environ | {"OMP_NUM_THREADS": threads}) as process):
         lines = queue.Queue()
         threading.Thread(target=read_lines, args=(process, lines), daemon=True).start()
         try:

@@ -57,7 +57,8 @@ def write_order(order: Order) -> Path:
 def read_order(path: str | Path) -> Order:
     """The order in a file; an error of one line where it holds none."""
     told = read_json(path, SHAPE, "an order: " + ", ".join(SHAPE))
-    return Order(**{name: told[name] for name in SHAPE} | {"config": change(Config(), **told["config"])})
+    values = {name: told[name] for name in SHAPE}
+    return Order(**values | {"config": change(Config(), **told["config"])})
 
 # %% ../../nbs/model/22_distributed.ipynb #4d30125a
 TOLD = "told "  # begins a line of the first process that is meant for whoever follows
@@ -87,20 +88,23 @@ def take_device(config: Config) -> Config:
 def train_share(order: Order, group: Group) -> Run:
     """Train as this process of a group."""
     config = take_device(order.config)
-    tower = load_vision_tower(config.backbones.vision_model, config.backbones.vision_pretrained, config.device)
+    names = config.backbones
+    tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
     model = new_model(config, tower.width)
     begun_from = initialise_from(model, order.init_from, tower.fingerprint)
-    splits = (load_split(config, "train", tower, config.data.train_examples),
-              load_split(config, "validation", tower, config.data.validation_examples))
+    limits = {"train": config.data.train_examples, "validation": config.data.validation_examples}
+    splits = [load_split(config, name, tower, limit) for name, limit in limits.items()]
     pairs = [split_pairs(model, split, config.data.max_caption_tokens) for split in splits]
     watch = Teller() if group.leads else Tracker()
     group.wait()
-    return fit(model, *pairs, order.config, order.folder, order.resume, tower.fingerprint, begun_from, watch, group)
+    return fit(model, *pairs, order.config, order.folder, order.resume, tower.fingerprint, begun_from, watch,
+               group)
 
 
 def main() -> None:
     """The command line of each process: `torchrun … -m fromage.model.distributed <order.json>`."""
-    parser = argparse.ArgumentParser(prog="torchrun -m fromage.model.distributed", description=train_share.__doc__)
+    parser = argparse.ArgumentParser(prog="torchrun -m fromage.model.distributed",
+                                     description=train_share.__doc__)
     parser.add_argument("order", help="file that a run has written")
     order = read_order(parser.parse_args().order)
     folder = resolve_path(order.folder) / "processes"
@@ -113,7 +117,8 @@ def main() -> None:
 
 # %% ../../nbs/model/22_distributed.ipynb #6fb971a7
 def tell_steps(lines: Iterator[str], watch: Tracker) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each training step and its losses, from the lines of the first process; everything is told to `watch`."""
+    """Each training step and its losses, from the lines of the first process;
+    everything is told to `watch`."""
     for line in lines:
         if line.startswith(TOLD):
             step, values, group = json.loads(line.removeprefix(TOLD))
@@ -123,13 +128,15 @@ def tell_steps(lines: Iterator[str], watch: Tracker) -> Iterator[tuple[int, dict
 
 
 def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> None:
-    """Train in so many processes of this machine, telling `watch`; `fit` takes up what they leave in the folder.
+    """Train in so many processes of this machine, telling `watch`;
+    `fit` takes up what they leave in the folder.
 
     WorkerError where one of them ended or was not heard of: the same order goes on from the last state."""
     folder = resolve_path(order.folder)
     (folder / "processes").mkdir(parents=True, exist_ok=True)
     workers = [Worker(rank, folder / "processes") for rank in range(processes)]
-    lines = follow(["-m", "fromage.model.distributed", str(write_order(order))], workers, order.patience)
+    module = ["-m", "fromage.model.distributed", str(write_order(order))]
+    lines = follow(module, workers, order.patience)
     total = order.config.training.steps
     bar = progress(tell_steps(lines, watch), total, f"training in {processes} processes")
     for step, values in bar:
@@ -137,5 +144,5 @@ def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> No
         bar.note = f"loss {values['total']:.3f}"
 
 
-if __name__ == "__main__" and "__file__" in globals():  # `torchrun -m fromage.model.distributed`, not this notebook
+if __name__ == "__main__" and "__file__" in globals():  # a process of torchrun, not this notebook
     main()

@@ -104,7 +104,7 @@ def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, trai
     """Add the gradients of the weighted losses of this process's rows; returns the unweighted values of the
     whole batch."""
     queries = join_queries(batch) if join else batch
-    unasked = 1 if model.vocabulary.has_ret else 2  # ids of a caption that the retrieval loss does not predict
+    unasked = 1 if model.vocabulary.has_ret else 2  # ids of a caption that retrieval does not predict
     captions, words = group.shares([int((batch.lengths - 1).sum()), int((queries.lengths - unasked).sum())])
     captioning = 0.0
     for part in caption_losses(model, batch, concatenate, training.tokens_per_pass):
