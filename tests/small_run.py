@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from fromage.core.config import Config
 from fromage.core.groups import ALONE, Group, Processes
@@ -16,7 +17,7 @@ from fromage.core.progress import heard
 from fromage.core.tracking import Tracker
 from fromage.core.workers import Worker
 from fromage.model.checkpoint import new_model
-from fromage.model.distributed import Teller, say_progress
+from fromage.model.distributed import LineTracker, say_progress
 from fromage.model.model import trained_parameters
 from fromage.model.steps import make_pairs
 from fromage.model.training import Run, fit
@@ -25,7 +26,7 @@ from fromage.networks.stand_ins import stand_in_language_model
 WORDS = ["a", "red", "car", "the", "old", "man", "in", "house"]
 
 
-class Slow(Teller):
+class Slow(LineTracker):
     """Waits at every step."""
 
     def __init__(self, seconds: float):
@@ -61,7 +62,7 @@ def main(folder: Path, runs: dict[str, dict[str, object]], seconds: float, patie
         group = Processes(patience=patience)
         for name, settings in runs.items():
             _, weights = train_small(folder / name, group, Slow(seconds) if group.leads else Tracker(), **settings)
-            torch.save(weights, folder / name / f"weights-{rank}.pt")
+            save_file(weights, folder / name / f"weights-{rank}.safetensors")
         group.close()
 
 

@@ -80,7 +80,7 @@ class GatherRows(torch.autograd.Function):
         dist.all_reduce(whole, group=ctx.group)
         return whole.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
 
-
+# %% ../../nbs/core/25_groups.ipynb #57aeac9e
 class Processes(Group):
     """The processes that torchrun started, this one among them;
     collectives end with an error after `patience` seconds."""
@@ -93,20 +93,24 @@ class Processes(Group):
         self.impatient = dist.new_group(timeout=timedelta(seconds=patience))
 
     def totals(self, values: Sequence[float]) -> list[float]:
+        """Sums in double precision."""
         found = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(found, group=self.impatient)
         return found.tolist()
 
     def gather(self, rows: Tensor) -> Tensor:
+        """Every process must bring as many."""
         return GatherRows.apply(rows, self.impatient)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """All of them in one message."""
         whole = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(whole, group=self.impatient)
         for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
+        """Waits as long as it takes."""
         dist.barrier()
 
     def close(self) -> None:
