@@ -38,11 +38,14 @@ def at_place(place: str) -> str:
 
 def mention(rng: random.Random, thing: Thing, colour: float = 0.85, size: float = 0.35) -> Said:
     """The thing as a phrase without article; colour and size are said with these probabilities."""
-    words, facts = [thing.kind], {thing.kind}
+    words = [thing.kind]
+    facts = {thing.kind}
     if rng.random() < colour:
-        words, facts = [thing.colour, *words], facts | {thing.colour + thing.kind}
+        words = [thing.colour, *words]
+        facts = facts | {thing.colour + thing.kind}
     if rng.random() < size:
-        words, facts = [thing.size, *words], facts | {thing.size + thing.kind}
+        words = [thing.size, *words]
+        facts = facts | {thing.size + thing.kind}
     return Said(" ".join(words), frozenset(facts))
 
 # %% ../../nbs/mini/01_language.ipynb #10a1eb0b
@@ -68,7 +71,8 @@ def caption(rng: random.Random, scene: Scene, whole: bool = False) -> Said:
     """One caption of a scene; `whole` tells everything, otherwise alt-text's habit of leaving things out."""
     sure = (1.0, 1.0) if whole else (0.85, 0.35)
     phrases = [mention(rng, thing, *sure) for thing in scene.things]
-    ground, style = whole or rng.random() < 0.5, whole or rng.random() < 0.3
+    ground = whole or rng.random() < 0.5
+    style = whole or rng.random() < 0.3
     both = len(phrases) == 2 and (whole or rng.random() < 0.75)
     facts = frozenset((scene.ground,) * ground + (scene.style,) * style)
     if not whole and rng.random() < 0.15:
@@ -77,7 +81,8 @@ def caption(rng: random.Random, scene: Scene, whole: bool = False) -> Said:
         body = relate(rng, scene, *(with_article(phrase.text) for phrase in phrases))
     else:
         index = rng.randrange(len(phrases))
-        body, phrases = Said(with_article(phrases[index].text), frozenset()), [phrases[index]]
+        body = Said(with_article(phrases[index].text), frozenset())
+        phrases = [phrases[index]]
         if whole or rng.random() < 0.3:
             thing = scene.things[index]
             body = Said(f"{body.text} {at_place(thing.place)}", frozenset((thing.place + thing.kind,)))
@@ -95,7 +100,7 @@ def list_caption(rng: random.Random, scene: Scene, phrases: list[Said], facts: f
 
 
 def dress(rng: random.Random, text: str, style: str) -> str:
-    """Put a beginning before the text, with the style where one is given, and perhaps a full stop behind it."""
+    """Begin the text, with the style where one is given, and perhaps end it with a full stop."""
     if style == "drawing":
         text = rng.choice((f"a pencil drawing of {text}", f"a drawing of {text}",
                            f"{text} as a pencil drawing"))
@@ -111,8 +116,7 @@ EVERYTHING = "everything"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer (in a short or long form), the facts both tell and the facts the answer needs."""
-
+    """A question, its answer (short or long), the facts both tell and those that the answer needs."""
     question: str
     answer: str
     facts: frozenset[str]
@@ -121,10 +125,14 @@ class Turn:
 
 def thing_turns(rng: random.Random, thing: Thing, only: bool) -> list[Turn]:
     """Questions about one thing by its kind, or, when no other thing shares the property, by its property."""
-    kind, colour, size, place = thing.kind, thing.colour, thing.size, thing.place
+    kind = thing.kind
+    colour = thing.colour
+    size = thing.size
+    place = thing.place
     long = rng.random() < 0.25
     where = at_place(place)
     other = rng.choice([c for c in COLOURS if c != colour])
+    there = frozenset((kind, colour + kind) if long else (kind,))
 
     def turn(question: str, short: str, full: str, fact: str) -> Turn:
         return Turn(question, full if long else short, frozenset((kind, fact)), frozenset((fact,)))
@@ -136,12 +144,10 @@ def thing_turns(rng: random.Random, thing: Thing, only: bool) -> list[Turn]:
         turn(f"is the {kind} {other}", f"no, it is {colour}", f"no, {colour}", colour + kind),
         turn(f"how big is the {kind}", size, f"it is {size}", size + kind),
         turn(f"is the {kind} big", "yes" if size == "big" else "no",
-             "yes, it is big" if size == "big" else "no, it is small",
-             size + kind),
+             "yes, it is big" if size == "big" else "no, it is small", size + kind),
         turn(f"where is the {kind}", where, f"it is {where}", place + kind),
         Turn(f"is there {with_article(kind)}", f"yes, {with_article(colour)} one" if long else "yes",
-             frozenset((kind, colour + kind) if long else (kind,)),
-             frozenset((kind, colour + kind) if long else (kind,))),
+             there, there),
         turn(f"what is {where}", with_article(kind), with_article(f"{colour} {kind}"), place + kind),
     ]
     if long:
@@ -173,8 +179,7 @@ def all_turns(rng: random.Random, scene: Scene) -> list[Turn]:
         turns.append(Turn(f"what is next to the {one.kind}", with_article(two.kind), kinds, kinds))
     for kind in rng.sample([kind for kind in KINDS if kind not in kinds], 3):
         turns.append(Turn(f"is there {with_article(kind)}", rng.choice(("no", "no, there is not")),
-                          frozenset(),
-                          frozenset((EVERYTHING,))))
+                          frozenset(), frozenset((EVERYTHING,))))
     return turns
 
 
@@ -190,7 +195,6 @@ def dialogue(rng: random.Random, scene: Scene, rounds: int = 10) -> list[Turn]:
 @dataclass(frozen=True)
 class Frame:
     """A picture of a story: its scene, what changed before it, and which of its things is the hero."""
-
     scene: Scene
     event: str
     hero: int
@@ -198,9 +202,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Story:
-    """Captions of a plot, and for each frame the facts a reader of the captions up to it knows, and one who also saw
-    all earlier pictures."""
-
+    """Captions of a plot, and for each frame the facts a reader of the captions up to it knows,
+    and one who also saw all earlier pictures."""
     captions: tuple[str, ...]
     heard: tuple[frozenset[str], ...]
     seen: tuple[frozenset[str], ...]
@@ -208,7 +211,8 @@ class Story:
 # %% ../../nbs/mini/01_language.ipynb #908f58fd
 def next_frame(rng: random.Random, before: Frame, split: str | None) -> Frame | None:
     """A frame that follows another by one random change, or None when the draw left the split."""
-    hero, things = before.scene.things[before.hero], before.scene.things
+    hero = before.scene.things[before.hero]
+    things = before.scene.things
     others = [thing for thing in things if thing is not hero]
     event = rng.choice(("move", "meet", "meet") if not others else ("move", "leave", "turn", "meet"))
     ground = before.scene.ground
@@ -245,7 +249,8 @@ def plot(rng: random.Random, length: int = 5, split: str | None = None) -> list[
 # %% ../../nbs/mini/01_language.ipynb #5cdf8a76
 def tell_frame(rng: random.Random, frame: Frame, then: str, new: Said | None) -> Said:
     """One later caption of a story: the change and nothing else, the hero as "it"."""
-    scene, hero = frame.scene, frame.scene.things[frame.hero]
+    scene = frame.scene
+    hero = frame.scene.things[frame.hero]
     others = [thing for thing in scene.things if thing is not hero]
     where = on_ground(scene.ground)
     if frame.event == "move":
@@ -272,11 +277,14 @@ def tell(rng: random.Random, frames: list[Frame]) -> Story:
     ground = rng.random() < 0.5
     start = rng.choice(("we had {}", "this is {}", "here is {}", "there was {}", "one day we saw {}"))
     text = start.format(with_article(phrase.text)) + (f" {on_ground(first.ground)}" if ground else "") + "."
-    captions, heard, seen = [text], [phrase.facts | ({first.ground} if ground else set())], []
-    seen.append(heard[0])
-    known_other, known_ground = frozenset(), {first.ground} if ground else set()
+    captions = [text]
+    heard = [phrase.facts | ({first.ground} if ground else set())]
+    seen = [heard[0]]
+    known_other = frozenset()
+    known_ground = {first.ground} if ground else set()
     for index, frame in enumerate(frames[1:], 1):
-        scene, hero = frame.scene, frame.scene.things[frame.hero]
+        scene = frame.scene
+        hero = frame.scene.things[frame.hero]
         others = [thing for thing in scene.things if thing is not hero]
         new = mention(rng, others[0], colour=0.6, size=0.2) if frame.event == "meet" else None
         then = rng.choice(("then", "later", "after that") if index < 4 else ("in the end", "at last", "then"))

@@ -69,7 +69,8 @@ PLACES_ON_DISK = {
 
 def jpeg(scene: Scene, seed: int) -> tuple[bytes, tuple[int, int]]:
     """The scene's picture as a JPEG file's bytes, and its width and height."""
-    picture, buffer = draw_scene(scene, seed), io.BytesIO()
+    picture = draw_scene(scene, seed)
+    buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     return buffer.getvalue(), picture.size
 
@@ -84,7 +85,8 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def write_shards(folder: Path, split: str, count: int, shard: int, seed: int) -> None:
     """`count` captioned pictures of a split as webdataset shards of `shard` pairs each."""
     folder.mkdir(parents=True)
-    rng, seen = random.Random(f"cc3m {split} {seed}"), 0
+    rng = random.Random(f"cc3m {split} {seed}")
+    seen = 0
     while seen < count:
         with tarfile.open(folder / f"{seen // shard:05d}.tar", "w") as archive:
             for index in range(seen, min(seen + shard, count)):
@@ -104,7 +106,8 @@ def write_shards(folder: Path, split: str, count: int, shard: int, seed: int) ->
 def write_tables(folder: Path, count: int, seed: int) -> None:
     """A folder of `count` images with Google's caption-url table and a caption-image table."""
     (folder / "images").mkdir(parents=True)
-    rng, rows = random.Random(f"table {seed}"), []
+    rng = random.Random(f"table {seed}")
+    rows = []
     for index in range(count):
         scene = sample_scene(rng, "validation")
         (folder / "images" / f"{index:06d}.jpg").write_bytes(jpeg(scene, seed + index)[0])
@@ -116,11 +119,16 @@ def write_tables(folder: Path, count: int, seed: int) -> None:
 
 # %% ../../nbs/mini/06_rendering.ipynb #e420ea6f
 def write_vist(folder: Path, albums: int, seed: int) -> None:
-    """VIST's story-in-sequence json with its images and the truth of each image (also of those that are missing)."""
+    """VIST's story-in-sequence json with its images and the truth of each image,
+    also of those that are missing."""
     (folder / "images").mkdir(parents=True)
-    rng, images, annotations, truth = random.Random(f"vist {seed}"), [], [], {}
+    rng = random.Random(f"vist {seed}")
+    images = []
+    annotations = []
+    truth = {}
     for album in range(albums):
-        frames, identifiers = plot(rng, 5, "vist"), []
+        frames = plot(rng, 5, "vist")
+        identifiers = []
         for frame in frames:
             identifier = str(700000 + len(images))
             identifiers.append(identifier)
@@ -133,7 +141,8 @@ def write_vist(folder: Path, albums: int, seed: int) -> None:
                 (folder / "images" / f"{identifier}.jpg").write_bytes(jpeg(frame.scene,
                                                                            seed + len(images))[0])
         for teller in range(2):
-            story, lines = tell(rng, frames), []
+            story = tell(rng, frames)
+            lines = []
             for order, (identifier, text) in enumerate(zip(identifiers, story.captions, strict=True)):
                 lines.append([{"original_text": text.capitalize(), "text": text,
                                "album_id": str(5000 + album),
@@ -159,8 +168,10 @@ CONTENT = re.compile(r"\b(" + "|".join(TELLING) + r")\b")
 
 
 def relevance(scene: Scene, answer: str, candidate: str) -> float:
-    """How well a candidate stands in for the true answer: 1 the same in other words, 0.5 and more overlapping, else 0."""
-    told, said = set(CONTENT.findall(answer)), set(CONTENT.findall(candidate))
+    """How well a candidate stands in for the true answer: 1 the same in other words,
+    0.5 and more overlapping, else 0."""
+    told = set(CONTENT.findall(answer))
+    said = set(CONTENT.findall(candidate))
     true = {word for thing in scene.things for word in (thing.kind, thing.colour, thing.size, thing.place)}
     if candidate == answer:
         return 1.0
@@ -172,7 +183,8 @@ def relevance(scene: Scene, answer: str, candidate: str) -> float:
 
 def choose_options(rng: random.Random, pool: list[str], answer: str,
                    near: list[str]) -> tuple[list[str], int]:
-    """100 different answers in random order, the true one and some to like questions among them, and its place."""
+    """100 different answers in random order, the true one and some to like questions
+    among them, and its place."""
     others = sorted({text for text in rng.sample(near, min(len(near), 30)) + ["yes", "no"]} - {answer})
     others += rng.sample(sorted(set(pool) - set(others) - {answer}), 99 - len(others))
     options = [answer, *others]
@@ -183,7 +195,10 @@ def choose_options(rng: random.Random, pool: list[str], answer: str,
 def write_visdial(folder: Path, dialogues: int, seed: int) -> None:
     """VisDial 1.0's json, its dense annotations, images and truth."""
     (folder / "images").mkdir(parents=True)
-    rng, dialogs, dense, truth = random.Random(f"visdial {seed}"), [], [], {}
+    rng = random.Random(f"visdial {seed}")
+    dialogs = []
+    dense = []
+    truth = {}
     scenes = [sample_scene(rng, "visdial") for _ in range(dialogues)]
     talks = [dialogue(rng, scene) for scene in scenes]
     extra = [turn for _ in range(400) for turn in dialogue(rng, sample_scene(rng, "visdial"))]
@@ -194,7 +209,8 @@ def write_visdial(folder: Path, dialogues: int, seed: int) -> None:
     for turn in turns:
         near.setdefault(turn.question.rpartition(" ")[0], set()).add(turn.answer)
     for index, (scene, talk) in enumerate(zip(scenes, talks, strict=True)):
-        identifier, rounds = 100001 + 7 * index, []
+        identifier = 100001 + 7 * index
+        rounds = []
         truth[str(identifier)] = scene.truth()
         name = f"VisualDialog_val2018_{identifier:012d}.jpg"
         (folder / "images" / name).write_bytes(jpeg(scene, seed + index)[0])
@@ -226,12 +242,14 @@ def world_key(sizes: WorldSizes) -> str:
 
 def ensure_world(folder: str | Path = "data/mini/rendered", sizes: WorldSizes = WorldSizes()) -> WorldPaths:
     """The rendered world in `folder`: rendered on first use (a minute), found at once afterwards."""
-    paths, key = WorldPaths(resolve_path(folder)), world_key(sizes)
+    paths = WorldPaths(resolve_path(folder))
+    key = world_key(sizes)
     paths.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(paths.folder.with_name(f".{paths.folder.name}.lock")):
         if paths.index.is_file() and json.loads(paths.index.read_text())["key"] == key:
             return paths
-        begin, fresh = time.perf_counter(), WorldPaths(paths.folder.with_name(f".{paths.folder.name}.partial"))
+        begin = time.perf_counter()
+        fresh = WorldPaths(paths.folder.with_name(f".{paths.folder.name}.partial"))
         shutil.rmtree(fresh.folder, ignore_errors=True)
         for split, count in (("train", sizes.train), ("validation", sizes.validation)):
             write_shards(fresh.folder / "cc3m" / split, split, count, sizes.shard, sizes.seed)

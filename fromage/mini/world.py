@@ -42,7 +42,8 @@ class Thing:
     place: str
 
     def facts(self) -> frozenset[str]:
-        """What is true of the thing, each as one word with its kind at the end (`redball`, `leftball`, `ball`)."""
+        """What is true of the thing, each as one word with its kind at the end:
+        `redball`, `leftball`, `ball`."""
         return frozenset((self.kind, self.colour + self.kind, self.size + self.kind, self.place + self.kind))
 
 
@@ -143,7 +144,8 @@ def shape_mask(shapes: tuple[tuple[str, tuple], ...], side: int) -> np.ndarray:
 
 # %% ../../nbs/mini/00_world.ipynb #af0d1bcf
 def paint_ground(noise: np.random.Generator, scene: Scene, height: int, width: int) -> np.ndarray:
-    """The empty picture (height, width, 3) of values 0 to 255: textured ground, or paper with a hint of it."""
+    """The empty picture (height, width, 3) of values 0 to 255:
+    textured ground, or paper with a hint of it."""
     colour = np.array(GROUNDS[scene.ground], np.float32)
     row, column = np.mgrid[0:height, 0:width].astype(np.float32)
     if scene.style == "drawing":
@@ -163,7 +165,8 @@ def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, st
     mask = shape_mask(OUTLINES[thing.kind], side)
     inner = shape_mask(DETAILS[thing.kind], side) if thing.kind in DETAILS else np.zeros_like(mask)
     if noise.random() < 0.5:
-        mask, inner = mask[:, ::-1], inner[:, ::-1]
+        mask = mask[:, ::-1]
+        inner = inner[:, ::-1]
     colour = np.array(COLOURS[thing.colour], np.float32)
     row, column = np.mgrid[0:side, 0:side].astype(np.float32) / side
     patch = canvas[y:y + side, x:x + side]
@@ -183,8 +186,9 @@ def paint_thing(noise: np.random.Generator, canvas: np.ndarray, thing: Thing, st
 
 # %% ../../nbs/mini/00_world.ipynb #a0882062
 def draw_scene(scene: Scene, seed: int) -> Image.Image:
-    """The picture of a scene: 64 to 72 pixels at its short side, up to half as much again at the other; what is in the
-    scene stays inside the central square. The same scene and seed give the same pixels."""
+    """The picture of a scene: 64 to 72 pixels at its short side, up to half as much again at the other.
+
+    What is in the scene stays inside the central square. The same scene and seed give the same pixels."""
     digest = hashlib.sha256(f"{scene.key()} {seed}".encode()).digest()
     noise = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     short = int(noise.integers(64, 73))

@@ -15,13 +15,17 @@ LOOKS = """<style>
 .rating .widget-html-content { font-size: 16px; line-height: 1.5; }
 .rating .rating-question { padding: 2px 0 6px 10px; }
 .rating .pictures { display: flex; gap: 10px; flex-wrap: wrap; } .rating figure { margin: 0; width: 176px; }
-.rating figure img { width: 176px; height: 150px; object-fit: contain; background: #f4f4f4; border-radius: 8px; }
+.rating figure img {
+  width: 176px; height: 150px; object-fit: contain; background: #f4f4f4; border-radius: 8px;
+}
 .rating figcaption { font-size: 14px; line-height: 1.35; }
 .rating ol { margin: 6px 0; } .rating li { margin: 4px 0; }
 .rating .status { min-height: 26px; color: #333; } .rating .status.error { color: #a40000; font-weight: 600; }
 .rating .right { color: #0b6b2f; } .rating .wrong { color: #a40000; } .rating h2 { font-size: 18px; }
 .rating a { color: #1a5fd0; text-decoration: underline; }
-.rating .rating-text { font: 600 17px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; user-select: all; }
+.rating .rating-text {
+  font: 600 17px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; user-select: all;
+}
 .rating .rating-copy { height: auto; padding: 4px 12px; } .rating progress { width: 100%; height: 6px; }
 .rating .rating-current { border-left: 4px solid #1a5fd0; padding-left: 6px; }
 .rating button:focus-visible, .rating input:focus-visible,
