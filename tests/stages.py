@@ -147,6 +147,7 @@ def rating(place: Path) -> Made:
 
     def write(folder: Path) -> None:
         if not (folder / "study").exists():
+            shutil.rmtree(folder / ".copied", ignore_errors=True)  # of a copy that was killed
             shutil.copytree(made.folder, folder / ".copied")
             (folder / ".copied").rename(folder / "study")
         session = Session(open_study(folder / "study"), rater)

@@ -16,7 +16,6 @@ from .world import COLOURS, GROUNDS, KINDS, SIZES, Scene, Thing, place_things, s
 @dataclass(frozen=True)
 class Said:
     """A text and the facts it tells about its scene."""
-
     text: str
     facts: frozenset[str]
 
@@ -93,8 +92,8 @@ def caption(rng: random.Random, scene: Scene, whole: bool = False) -> Said:
 
 def list_caption(rng: random.Random, scene: Scene, phrases: list[Said], facts: frozenset[str]) -> Said:
     """A caption that is a mere list of words: "red ball, blue cup, grass"."""
-    words = [phrase.text for phrase in phrases] + [word
-                                                   for word in (scene.ground, scene.style) if word in facts]
+    words = [phrase.text for phrase in phrases]
+    words += [word for word in (scene.ground, scene.style) if word in facts]
     rng.shuffle(words)
     return Said(", ".join(words), facts.union(*(phrase.facts for phrase in phrases)))
 
@@ -138,8 +137,8 @@ def thing_turns(rng: random.Random, thing: Thing, only: bool) -> list[Turn]:
         return Turn(question, full if long else short, frozenset((kind, fact)), frozenset((fact,)))
 
     turns = [
-        turn(f"what colour is the {kind}", colour, rng.choice((f"it is {colour}", f"the {kind} is {colour}")),
-             colour + kind),
+        turn(f"what colour is the {kind}", colour,
+             rng.choice((f"it is {colour}", f"the {kind} is {colour}")), colour + kind),
         turn(f"is the {kind} {colour}", "yes", f"yes, it is {colour}", colour + kind),
         turn(f"is the {kind} {other}", f"no, it is {colour}", f"no, {colour}", colour + kind),
         turn(f"how big is the {kind}", size, f"it is {size}", size + kind),
@@ -262,14 +261,14 @@ def tell_frame(rng: random.Random, frame: Frame, then: str, new: Said | None) ->
     name = with_article(new.text) if frame.event == "meet" else f"the {others[0].kind}"
     facts = new.facts if frame.event == "meet" else frozenset((others[0].kind,))
     if frame.event == "meet" and rng.random() < 0.4:
-        return Said(f"{then} {rng.choice((f'it met {name}', f'{name} came', f'it was next to {name}'))}.",
-                    facts)
-    words = {"left": "to the left of", "right": "to the right of", "top": "above",
-             "bottom": "below"}[hero.place]
+        met = rng.choice((f"it met {name}", f"{name} came", f"it was next to {name}"))
+        return Said(f"{then} {met}.", facts)
+    sides = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}
+    words = sides[hero.place]
     return Said(f"{then} it was {words} {name}.",
                 facts | {hero.place + hero.kind, others[0].place + others[0].kind})
 
-
+# %% ../../nbs/mini/01_language.ipynb #1a11f7a2
 def tell(rng: random.Random, frames: list[Frame]) -> Story:
     """Captions for a plot. Told twice, a plot gives two stories that share their pictures."""
     first = frames[0].scene
@@ -284,8 +283,7 @@ def tell(rng: random.Random, frames: list[Frame]) -> Story:
     known_ground = {first.ground} if ground else set()
     for index, frame in enumerate(frames[1:], 1):
         scene = frame.scene
-        hero = frame.scene.things[frame.hero]
-        others = [thing for thing in scene.things if thing is not hero]
+        others = [thing for thing in scene.things if thing is not scene.things[frame.hero]]
         new = mention(rng, others[0], colour=0.6, size=0.2) if frame.event == "meet" else None
         then = rng.choice(("then", "later", "after that") if index < 4 else ("in the end", "at last", "then"))
         said = tell_frame(rng, frame, then, new)
@@ -294,6 +292,7 @@ def tell(rng: random.Random, frames: list[Frame]) -> Story:
         known_other = frozenset() if not others else new.facts if new else known_other
         heard.append(frozenset(phrase.facts | known_other | known_ground | said.facts))
         shown = [] if frame.event == "meet" else others
+        hero = scene.things[frame.hero]
         sure = {hero.kind, hero.colour + hero.kind, hero.size + hero.kind, scene.style, scene.ground}
         seen.append(frozenset(heard[-1] | sure | {w for t in shown
                                                   for w in (t.kind, t.colour + t.kind, t.size + t.kind)}))
