@@ -51,7 +51,7 @@ def shrink_picture(data: str, most: int = MOST_OUTPUT_BYTES * 9 // 10) -> str:
 
 # %% ../../nbs/core/21_outputs.ipynb #0009a013
 def keep_output(output: NotebookNode) -> NotebookNode | None:
-    """An output in the forms that pages show, neutral; None for what goes to the error stream,
+    """An output in the forms that pages show, neutral; None for progress, for what goes to the error stream,
     widgets and mere objects."""
     if output.output_type == "stream":
         return nbformat.v4.new_output("stream", name="stdout",
@@ -59,6 +59,10 @@ def keep_output(output: NotebookNode) -> NotebookNode | None:
     if output.output_type not in ("display_data", "execute_result"):
         return None
     data = {form: output.data[form] for form in MIME_TYPES if form in output.data}
+    if data.get("text/html", "").startswith("<progress"):
+        return None
+    if len(data) > 1 and data.get("text/plain", "").startswith("<IPython.core.display"):
+        del data["text/plain"]
     if "image/png" not in data:
         data = {form: neutral(text) for form, text in data.items()}
     else:
