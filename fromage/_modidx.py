@@ -1433,6 +1433,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fromage/model/generation.py')},
             'fromage.model.grounding': { 'fromage.model.grounding.ground_networks': ( 'model/grounding.html#ground_networks',
                                                                                       'fromage/model/grounding.py'),
+                                         'fromage.model.grounding.open_parts': ( 'model/grounding.html#open_parts',
+                                                                                 'fromage/model/grounding.py'),
                                          'fromage.model.grounding.ship_checkpoint': ( 'model/grounding.html#ship_checkpoint',
                                                                                       'fromage/model/grounding.py'),
                                          'fromage.model.grounding.split_pairs': ( 'model/grounding.html#split_pairs',

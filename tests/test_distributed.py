@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,14 +12,14 @@ import pytest
 import torch
 from house_rules import ROOT
 from safetensors.torch import load_file
-from small_run import train_small
+from small_run import small_config, train_small
 
 from fromage.core.config import ConfigError
-from fromage.core.folders import is_running
+from fromage.core.folders import FolderHeld, is_running
 from fromage.core.groups import Group
 from fromage.core.tensors import load_tensors
 from fromage.core.workers import Worker, WorkerError, follow
-from fromage.model.distributed import STEP
+from fromage.model.distributed import STEP, Order, fit_together
 
 SCRIPT = str(ROOT / "tests" / "small_run.py")
 SETTINGS = {"joined": {"concat_probability": 1.0}, "apart": {"concat_probability": 0.0},
@@ -73,6 +75,18 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
     group.size = 3
     with pytest.raises(ConfigError, match="batch_size = 8: allowed for 3 processes is a multiple of 6"):
         train_small(tmp_path, group)
+
+
+def test_a_second_run_in_the_folder_is_refused_before_it_touches_the_first(tmp_path: Path) -> None:
+    """Its order, and the pulses of its processes, stay as they are."""
+    code = "import sys; from fromage.core.folders import Hold; held = Hold(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "processes")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "held\n"
+    (tmp_path / "processes" / "0.pulse").write_text(str(first.pid))
+    with pytest.raises(FolderHeld, match=f"process {first.pid} of "):
+        fit_together(Order(small_config(), str(tmp_path)), 2)
+    first.communicate()
+    assert {path.name for path in tmp_path.rglob("*") if not path.name.startswith(".")} == {"processes", "0.pulse"}
 
 
 def strike(folder: Path, sent: signal.Signals, told: str) -> None:

@@ -20,17 +20,16 @@ import torch
 
 from ..core.boundaries import read_json
 from ..core.config import Config, resolve_path
+from ..core.folders import Hold
 from ..core.groups import Group, Processes
 from ..core.presets import change, flatten
 from ..core.progress import Progress, heard, progress
 from ..core.records import write_text
 from ..core.tracking import Tracker, numbers_of
 from ..core.workers import Worker, follow
-from .checkpoint import initialise_from, new_model
-from .grounding import split_pairs
+from .checkpoint import initialise_from
+from .grounding import open_parts
 from .training import Run, fit
-from ..networks.splits import load_split
-from ..networks.towers import load_vision_tower
 
 # %% ../../nbs/model/22_distributed.ipynb #83381241
 @dataclass(frozen=True)
@@ -87,18 +86,11 @@ def take_device(config: Config) -> Config:
 
 def train_share(order: Order, group: Group) -> Run:
     """Train as this process of a group."""
-    config = take_device(order.config)
-    names = config.backbones
-    tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
-    model = new_model(config, tower.width)
-    begun_from = initialise_from(model, order.init_from, tower.fingerprint)
-    limits = {"train": config.data.train_examples, "validation": config.data.validation_examples}
-    splits = [load_split(config, name, tower, limit) for name, limit in limits.items()]
-    pairs = [split_pairs(model, split, config.data.max_caption_tokens) for split in splits]
+    model, pairs, tower = open_parts(take_device(order.config))
+    begun_from = initialise_from(model, order.init_from, tower)
     watch = LineTracker() if group.leads else Tracker()
     group.wait()
-    return fit(model, *pairs, order.config, order.folder, order.resume, tower.fingerprint, begun_from, watch,
-               group)
+    return fit(model, *pairs, order.config, order.folder, order.resume, tower, begun_from, watch, group)
 
 # %% ../../nbs/model/22_distributed.ipynb #c643ce58
 def main() -> None:
@@ -132,16 +124,15 @@ def fit_together(order: Order, processes: int, watch: Tracker = Tracker()) -> No
     `fit` takes up what they leave in the folder.
 
     WorkerError where one of them ended or was not heard of: the same order goes on from the last state."""
-    folder = resolve_path(order.folder)
-    (folder / "processes").mkdir(parents=True, exist_ok=True)
-    workers = [Worker(rank, folder / "processes") for rank in range(processes)]
-    module = ["-m", "fromage.model.distributed", str(write_order(order))]
-    lines = follow(module, workers, order.patience)
-    total = order.config.training.steps
-    bar = progress(tell_steps(lines, watch), total, f"training in {processes} processes")
-    for step, values in bar:
-        bar.count = step - 1  # a run that goes on begins where it was
-        bar.note = f"loss {values['total']:.3f}"
+    with Hold(resolve_path(order.folder) / "processes") as held:  # the first process holds the folder itself
+        workers = [Worker(rank, held.folder) for rank in range(processes)]
+        module = ["-m", "fromage.model.distributed", str(write_order(order))]
+        lines = follow(module, workers, order.patience)
+        total = order.config.training.steps
+        bar = progress(tell_steps(lines, watch), total, f"training in {processes} processes")
+        for step, values in bar:
+            bar.count = step - 1  # a run that goes on begins where it was
+            bar.note = f"loss {values['total']:.3f}"
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a process of torchrun, not this notebook
