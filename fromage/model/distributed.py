@@ -28,7 +28,7 @@ from ..core.records import write_text
 from ..core.tracking import Tracker, numbers_of
 from ..core.workers import Worker, follow
 from .checkpoint import initialise_from
-from .grounding import open_parts
+from .grounding import open_training
 from .training import Run, fit
 
 # %% ../../nbs/model/22_distributed.ipynb #83381241
@@ -86,7 +86,7 @@ def take_device(config: Config) -> Config:
 
 def train_share(order: Order, group: Group) -> Run:
     """Train as this process of a group."""
-    model, pairs, tower = open_parts(take_device(order.config))
+    model, pairs, tower = open_training(take_device(order.config))
     begun_from = initialise_from(model, order.init_from, tower)
     watch = LineTracker() if group.leads else Tracker()
     group.wait()
