@@ -42,9 +42,10 @@ setup(
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": " ".join(settings[f"{name}_requirements"] for name in ("dev", "faiss", "track", "real")).split(),  # tests try what is optional
+    extras_require={"dev": " ".join(settings[f"{name}_requirements"] for name in ("dev", "faiss", "track", "packed", "real")).split(),  # tests try what is optional
                     "faiss": settings["faiss_requirements"].split(),
                     "track": settings["track_requirements"].split(),
+                    "packed": settings["packed_requirements"].split(),
                     "real": settings["real_requirements"].split()},
     cmdclass={"build_py": BuildWithShipped},
     package_data={settings["lib_path"]: ["py.typed"]},

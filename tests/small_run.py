@@ -14,6 +14,7 @@ from fromage.core.config import Config
 from fromage.core.groups import ALONE, Group, Processes
 from fromage.core.presets import MINI, change
 from fromage.core.progress import heard
+from fromage.core.records import write_text
 from fromage.core.tracking import Tracker
 from fromage.core.workers import Worker
 from fromage.model.checkpoint import new_model
@@ -21,6 +22,7 @@ from fromage.model.distributed import LineTracker, say_progress
 from fromage.model.model import trained_parameters
 from fromage.model.steps import make_pairs
 from fromage.model.training import Run, fit
+from fromage.networks.layers import count_own
 from fromage.networks.stand_ins import stand_in_language_model
 
 WORDS = ["a", "red", "car", "the", "old", "man", "in", "house"]
@@ -45,9 +47,12 @@ def small_config(**settings: object) -> Config:
 
 
 def train_small(folder: Path, group: Group = ALONE, watch: Tracker = Tracker(), **settings: object) -> tuple[Run, dict[str, torch.Tensor]]:
-    """The run and the weights after all its steps."""
+    """The run and the weights after all its steps; how many frozen values a process of several held lies beside its state."""
     config, rng = small_config(**settings), np.random.default_rng(0)
-    model = new_model(config, 24, *stand_in_language_model("opt", spare_rows=7))
+    opened = config.backbones.weights == "random"  # in the shape of the miniature's own, as a configuration opens it
+    model = new_model(config, 24, *(() if opened else stand_in_language_model("opt", spare_rows=7)), group=group)
+    if group.size > 1:
+        write_text(folder / f"own-{group.rank}", str(count_own(model.language_model)))
     captions = [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(40)]
     pairs = make_pairs(model.vocabulary, rng.normal(size=(40, 24)).astype(np.float32), captions, 24)
     run = fit(model, pairs, pairs, config, folder, watch=watch, group=group)

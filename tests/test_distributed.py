@@ -20,10 +20,13 @@ from fromage.core.groups import Group
 from fromage.core.tensors import load_tensors
 from fromage.core.workers import Worker, WorkerError, follow
 from fromage.model.distributed import STEP, Order, fit_together
+from fromage.networks.layers import list_layers
+from fromage.networks.shapes import random_language_model
 
 SCRIPT = str(ROOT / "tests" / "small_run.py")
 SETTINGS = {"joined": {"concat_probability": 1.0}, "apart": {"concat_probability": 0.0},
-            "no RET": {"concat_probability": 0.5, "retrieval_concat_probability": 0.5, "ret": "none"}}
+            "no RET": {"concat_probability": 0.5, "retrieval_concat_probability": 0.5, "ret": "none"},
+            "layers shared": {"weights": "random", "shard_layers": True, "recompute": True}}
 
 
 def share(folder: Path, processes: int, runs: dict[str, dict], act=lambda step, workers: None, seconds: float = 0.0,
@@ -56,8 +59,9 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_train_what_one_does(processes: int, tmp_path: Path) -> None:
     """Losses and weights to 1e-5, rows joined or not; all processes end with the same weights, and one of them writes."""
-    share(tmp_path / "many", processes, SETTINGS)
-    for name, settings in SETTINGS.items():
+    chosen = {name: settings for name, settings in SETTINGS.items() if processes == 2 or name != "layers shared"}
+    share(tmp_path / "many", processes, chosen)
+    for name, settings in chosen.items():
         one, weights = train_small(tmp_path / "one" / name, **settings)
         many = tmp_path / "many" / name
         assert len(one.history) == 12
@@ -68,6 +72,28 @@ def test_several_processes_train_what_one_does(processes: int, tmp_path: Path) -
             assert all(torch.equal(value, weights_of(many)[key]) for key, value in weights_of(many, rank).items())
         written = {path.name for path in many.glob("*.safetensors") if not path.name.startswith("weights-")}
         assert written == {path.name for path in one.folder.glob("*.safetensors")}
+
+
+def test_layers_shared_out_in_bf16_give_the_bits_of_whole_ones(tmp_path: Path) -> None:
+    """Two processes hold half of every layer each, and train as with all of it in both, recomputed or not."""
+    usual = {"weights": "random", "precision": "bfloat16"}
+    runs = {"whole": usual, "shared": usual | {"shard_layers": True}, "again": usual | {"shard_layers": True, "recompute": True}}
+    share(tmp_path, 2, runs)
+    for name in ("shared", "again"):
+        assert history_of(tmp_path / name) == history_of(tmp_path / "whole")
+        assert all(torch.equal(value, weights_of(tmp_path / name)[key]) for key, value in weights_of(tmp_path / "whole").items())
+    whole, *parts = (int((tmp_path / name / f"own-{rank}").read_text()) for name, rank in (("whole", 0), ("shared", 0), ("shared", 1)))
+    layers = sum(value.numel() for value in list_layers(random_language_model("data/mini/lm")[0]).parameters())
+    assert sum(parts) == 2 * whole - layers and max(parts) < whole - 0.45 * layers
+
+
+@pytest.mark.parametrize("packing", ["int8", "nf4"])
+def test_packed_layers_train(packing: str, tmp_path: Path) -> None:
+    """Losses near those of whole layers, and falling."""
+    usual = {"weights": "random", "precision": "bfloat16", "learning_rate": 0.01}
+    packed, whole = (train_small(tmp_path / name, **usual, quantization=name)[0].history for name in (packing, "none"))
+    assert packed[0]["captioning"] == pytest.approx(whole[0]["captioning"], rel=0.02)
+    assert packed[-1]["total"] < packed[0]["total"]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_planted_figure_is_found() -> None:
 def test_a_record_names_the_version_of_whatever_is_required() -> None:
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini")
-    kinds = ("requirements", "faiss_requirements", "real_requirements")
+    kinds = ("requirements", "faiss_requirements", "packed_requirements", "real_requirements")
     required = {re.match(r"[\w-]+", each)[0] for kind in kinds for each in settings["DEFAULT"][kind].split()}
     assert {re.sub("[-_]", "-", each) for each in required} <= {re.sub("[-_]", "-", each) for each in PACKAGES}
 

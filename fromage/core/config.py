@@ -165,6 +165,10 @@ class Backbones(Section):
     precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bfloat16"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
+    weights: str = setting("trained", "of both networks; random: their true shapes, to measure with",
+                           choices=("trained", "random"))
+    quantization: str = setting("none", "numbers that the language model's frozen layers are packed in",
+                                choices=("none", "int8", "nf4"))
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class Data(Section):
     feature_dtype: str = setting("float32", "numbers in a feature store", choices=("float32", "float16"))
     max_caption_tokens: int = setting(24, "tokens of a caption, bos and [RET] included", 4, 2048)
 
-
+# %% ../../nbs/core/00_config.ipynb #9ebd7907
 @dataclass(frozen=True)
 class Training(Section):
     """Optimisation (paper, section 3.3 and released code)."""
@@ -227,6 +231,8 @@ class Training(Section):
     caption_weight: float = setting(1.0, "weight of the captioning loss", 0.0, 1e6)
     retrieval_weight: float = setting(1.0, "weight of the next-token loss over caption[RET]", 0.0, 1e6)
     contrastive_weight: float = setting(1.0, "weight of the mean of the two InfoNCE directions", 0.0, 1e6)
+    shard_layers: bool = setting(False, "each of several processes keeps its share of every frozen layer")
+    recompute: bool = setting(False, "compute the captioning pass's activations again instead of keeping them")
     validate_every: int = setting(1000, "steps between validations (one more at the end)", 1, 10_000_000)
     save_every: int = setting(500, "steps between saves of the resumable state", 1, 10_000_000)
 
@@ -253,8 +259,14 @@ class Config(Section):
         if self.grounding.tuning == "all" and self.backbones.precision != "float32":
             raise ConfigError(f"precision = {self.backbones.precision!r}: allowed is 'float32' if tuning = "
                               "'all'")
+        packed = self.backbones.quantization != "none"
+        if packed and self.grounding.tuning != "none":
+            raise ConfigError(f"quantization = {self.backbones.quantization!r}: allowed is 'none' if layers "
+                              "are tuned")
+        if self.training.shard_layers and (packed or self.grounding.tuning != "none"):
+            raise ConfigError("shard_layers = True: allowed is False if layers are packed or tuned")
 
-
+# %% ../../nbs/core/00_config.ipynb #cb953aaf
 def setting_table() -> dict[str, tuple[str | None, Any, dict]]:
     """Every field of a configuration: name -> (section or None, type, limits)."""
     table = {}

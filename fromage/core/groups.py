@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.distributed.device_mesh import DeviceMesh
 
 from .config import ConfigError
 
@@ -47,6 +48,10 @@ class Group:
     def shares(self, counts: Sequence[int]) -> list[float]:
         """This process's part of what all have counted."""
         return [count / total for count, total in zip(counts, self.totals(counts))]
+
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """The largest of each number among all processes."""
+        return list(counts)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows (B, q) of all processes (size * B, q), with gradients for those of each."""
@@ -97,6 +102,16 @@ class Processes(Group):
         found = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(found, group=self.impatient)
         return found.tolist()
+
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """In one message."""
+        found = torch.tensor(list(counts), device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.impatient)
+        return found.tolist()
+
+    def mesh(self) -> DeviceMesh:
+        """The processes as one row of devices, over which layers can be shared out."""
+        return DeviceMesh.from_group(self.impatient, torch.device(self.device).type)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Every process must bring as many."""

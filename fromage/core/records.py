@@ -155,8 +155,8 @@ def find_damage(path: str | Path, sums: list[int]) -> str:
 # %% ../../nbs/core/01_records.ipynb #7aca456e
 PACKAGES = tuple("""torch torchvision transformers tokenizers open_clip_torch timm safetensors numpy scipy
 pandas pyarrow pillow sacrebleu joblib peft krippendorff matplotlib pydantic huggingface_hub filelock pygments
-papermill nbformat nbconvert ipython ipykernel ipywidgets voila tornado faiss-cpu gguf resvg-py
-emoji""".split())
+papermill nbformat nbconvert ipython ipykernel ipywidgets voila tornado faiss-cpu bitsandbytes gguf
+resvg-py emoji""".split())
 
 
 def read_git(folder: Path = ROOT) -> dict[str, Any]:

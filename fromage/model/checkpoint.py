@@ -23,13 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.boundaries import boundary, describe_error, read_json
 from ..core.config import Config, resolve_path
+from ..core.groups import ALONE, Group
 from ..core.presets import change, flatten
 from ..core.records import to_plain
 from ..core.tensors import CheckpointError, keep_earlier, load_newest, load_tensors, save_tensors
 from .conformance import check_model
 from .model import Fromage, trained_parameters
-from ..networks.backbones import load_language_model
-from ..networks.towers import VisionTower, load_vision_tower
+from ..networks.opening import open_language_model, open_vision_tower
+from ..networks.towers import VisionTower
 
 # %% ../../nbs/model/10_checkpoint.ipynb #4ed5c9a6
 SHARED_NAME = "model.safetensors"  # a checkpoint in a folder that is shared, as model.hub writes it
@@ -91,12 +92,11 @@ def copy_weights(model: Fromage, tensors: dict[str, Tensor]) -> None:
 
 
 def new_model(config: Config, vision_width: int, language_model: PreTrainedModel | None = None,
-              tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True) -> Fromage:
-    """An untrained model of `config`, initialised by its seed, on its device;
-    `check` False leaves its checks out."""
+              tokenizer: PreTrainedTokenizerBase | None = None, check: bool = True,
+              group: Group = ALONE) -> Fromage:
+    """An untrained model of `config`, initialised by its seed, on its device; `check` False leaves its checks out."""
     if language_model is None:
-        names = config.backbones
-        language_model, tokenizer = load_language_model(names.language_model, names.precision, config.device)
+        language_model, tokenizer = open_language_model(config, group)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Fromage(language_model, tokenizer, vision_width, **vars(config.grounding))
@@ -179,7 +179,7 @@ def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: st
 def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower:
     """The vision tower that a checkpoint was trained with; another one is an error."""
     names = checkpoint.config.backbones
-    tower = load_vision_tower(names.vision_model, names.vision_pretrained, device or checkpoint.config.device)
+    tower = open_vision_tower(names, device or checkpoint.config.device)
     if checkpoint.tower_fingerprint not in (None, tower.fingerprint):
         raise CheckpointError("the checkpoint belongs to another vision tower "
                               f"({checkpoint.tower_fingerprint[:12]}) than "

@@ -86,7 +86,7 @@ def take_device(config: Config) -> Config:
 
 def train_share(order: Order, group: Group) -> Run:
     """Train as this process of a group."""
-    model, pairs, tower = open_training(take_device(order.config))
+    model, pairs, tower = open_training(take_device(order.config), group)
     begun_from = initialise_from(model, order.init_from, tower)
     watch = LineTracker() if group.leads else Tracker()
     group.wait()

@@ -10,13 +10,14 @@ import shutil
 from pathlib import Path
 
 from ..core.config import Config, resolve_path
+from ..core.groups import ALONE, Group
 from ..core.records import atomic_path
 from .checkpoint import new_model
 from .model import Fromage
 from .steps import FeaturePairs, make_pairs
 from .training import Run, fit
+from ..networks.opening import open_vision_tower
 from ..networks.splits import Split, load_split
-from ..networks.towers import load_vision_tower
 
 # %% ../../nbs/model/20_grounding.ipynb #20a00005
 def split_pairs(model: Fromage, split: Split, max_tokens: int) -> FeaturePairs:
@@ -25,12 +26,11 @@ def split_pairs(model: Fromage, split: Split, max_tokens: int) -> FeaturePairs:
     return make_pairs(model.vocabulary, store.features, store.captions, max_tokens, store.content)
 
 # %% ../../nbs/model/20_grounding.ipynb #20a00008
-def open_training(config: Config) -> tuple[Fromage, list[FeaturePairs], str]:
+def open_training(config: Config, group: Group = ALONE) -> tuple[Fromage, list[FeaturePairs], str]:
     """What a configuration trains: a new model, the training and the validation pairs,
     the tower's fingerprint; features are extracted on first use."""
-    tower = load_vision_tower(config.backbones.vision_model, config.backbones.vision_pretrained,
-                              config.device)
-    model = new_model(config, tower.width)
+    tower = open_vision_tower(config.backbones, config.device)
+    model = new_model(config, tower.width, group=group)
     train = load_split(config, "train", tower, config.data.train_examples)
     validation = load_split(config, "validation", tower, config.data.validation_examples)
     pairs = [split_pairs(model, split, config.data.max_caption_tokens) for split in (train, validation)]

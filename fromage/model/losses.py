@@ -130,9 +130,9 @@ def lay_out(lengths: list[int], shared: int = 0, width: int = 96) -> Rows:
     return Rows(segment, positions, token, torch.cat(place), members)
 
 # %% ../../nbs/model/02_losses.ipynb #0e1f14f8
-def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
-    """Consecutive sequence numbers cut into passes of at most `tokens` tokens each,
-    but at least one sequence."""
+def split_passes(lengths: list[int], tokens: int, least: int = 1) -> list[list[int]]:
+    """Consecutive sequence numbers cut into passes of at most `tokens` tokens each, but at least one sequence;
+    into `least` passes where fewer would do."""
     passes = [[]]
     filled = 0
     for number, length in enumerate(lengths):
@@ -141,6 +141,10 @@ def split_passes(lengths: list[int], tokens: int) -> list[list[int]]:
             filled = 0
         passes[-1].append(number)
         filled += length
+    while len(passes) < min(least, len(lengths)):
+        longest = max(range(len(passes)), key=lambda number: len(passes[number]))
+        half = len(passes[longest]) // 2
+        passes[longest:longest + 1] = [passes[longest][:half], passes[longest][half:]]
     return passes
 
 
@@ -158,13 +162,13 @@ def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = F
     return run_language_model(model, grid, None, mask, positions, use_cache, all_layers)
 
 # %% ../../nbs/model/02_losses.ipynb #48b35b8d
-def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
-                   tokens: int = 1024) -> Iterator[Tensor]:
-    """Losses of the passes over a batch; they add up to the mean over all caption targets."""
+def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024,
+                   least: int = 1) -> Iterator[Tensor]:
+    """Losses of the passes over a batch, at `least` so many; they add up to the mean over all caption targets."""
     sequences = caption_sequences(batch, model.visual_tokens, concatenate)
     total = sum(int((sequence.target >= 0).sum()) for sequence in sequences)
     for numbers in split_passes([len(sequence.source) for sequence in sequences],
-                                tokens if model.packs else 1):
+                                tokens if model.packs else 1, least):
         chosen = [sequences[number] for number in numbers]
         source, target = (torch.cat([getattr(sequence, name) for sequence in chosen]).to(batch.ids.device)
                           for name in ("source", "target"))
@@ -257,7 +261,7 @@ class RetrievalPass:
     text: Tensor
 
 
-def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> RetrievalPass:
+def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024, least: int = 1) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
     lengths = (batch.lengths - 1).tolist()
     run = pass_with_ret
@@ -267,7 +271,7 @@ def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024) -> R
         count = sum(lengths) - len(lengths)
     losses = []
     texts = []
-    for numbers in split_passes(lengths, tokens if model.packs else 1):
+    for numbers in split_passes(lengths, tokens if model.packs else 1, least):
         loss, states = run(model, caption_pass(batch, numbers))
         losses.append(loss)
         texts.append(project_text(model, states))

@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -54,11 +55,11 @@ def packs_exactly(language_model: PreTrainedModel) -> bool:
 # %% ../../nbs/model/01_model.ipynb #405e7f29
 def initial_row(table: Tensor, row: int) -> Tensor:
     """Start of a `[RET]` row: the existing `row` of `table`, else the mean of the rows at their mean norm."""
-    table = table.detach().float()
+    table = table.detach()
     if row < len(table):
-        return table[row].clone()
-    mean = table.mean(0)
-    return mean * (table.norm(dim=1).mean() / mean.norm().clamp_min(1e-8))
+        return table[row].float().clone()
+    mean = table.mean(0, dtype=torch.float32)
+    return mean * (table.norm(dim=1, dtype=torch.float32).mean() / mean.norm().clamp_min(1e-8))
 
 # %% ../../nbs/model/01_model.ipynb #dd61336d
 def layer_width(language_model: PreTrainedModel, layer: int) -> int:
@@ -78,14 +79,15 @@ def store_by_columns(language_model: PreTrainedModel) -> None:
     multiplies few rows faster."""
     for weight in (layer.weight for layer in text_model(language_model).modules()
                    if type(layer) is nn.Linear):
-        if weight.dtype == torch.float32 and weight.device.type == "cpu" and not weight.requires_grad:
+        whole = not isinstance(weight, DTensor)
+        if whole and weight.dtype == torch.float32 and weight.device.type == "cpu" and not weight.requires_grad:
             weight.data = weight.data.t().contiguous().t()
 
 
 @torch.no_grad()
 def measure_norms(model: "Fromage") -> list[float]:
     """The mean norms of the rows kept, of the input and of the output table."""
-    return [weight[:model.kept].float().norm(dim=1).mean().item()
+    return [weight[:model.kept].norm(dim=1, dtype=torch.float32).mean().item()
             for weight in (model.input_table, model.output_layer.weight)]
 
 # %% ../../nbs/model/01_model.ipynb #c71a0f21

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeaturePairs', 'make_pairs', 'epoch_order', 'step_rows', 'concatenates', 'joins_queries', 'learning_rate',
-           'StepLosses', 'backward_losses', 'train_step', 'make_optimizer']
+           'StepLosses', 'count_passes', 'backward_losses', 'train_step', 'make_optimizer']
 
 # %% ../../nbs/model/11_steps.ipynb #9159c79f
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..core.config import Training
 from ..core.groups import ALONE, Group
 from ..core.progress import progress
 from .losses import (CaptionBatch, caption_losses, contrastive_losses, join_queries, make_batch,
-                                  retrieval_pass)
+                                  retrieval_pass, split_passes)
 from .model import Fromage, project_images, rescale_ret, trained_parameters
 from .tokens import Vocabulary
 
@@ -99,6 +99,14 @@ class StepLosses:
     grad_norm: float
 
 
+def count_passes(model: Fromage, batch: CaptionBatch, queries: CaptionBatch, concatenate: bool,
+                 tokens: int) -> list[int]:
+    """The passes over a batch for captioning, and over its queries for retrieval."""
+    captions = (batch.lengths - 1 + model.visual_tokens).view(-1, 2 if concatenate else 1).sum(1) - 1
+    return [len(split_passes(lengths.tolist(), tokens if model.packs else 1))
+            for lengths in (captions, queries.lengths - 1)]
+
+
 def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, training: Training,
                     join: bool, group: Group = ALONE) -> dict[str, float]:
     """Add the gradients of the weighted losses of this process's rows; returns the unweighted values of the
@@ -106,13 +114,15 @@ def backward_losses(model: Fromage, batch: CaptionBatch, concatenate: bool, trai
     queries = join_queries(batch) if join else batch
     unasked = 1 if model.vocabulary.has_ret else 2  # ids of a caption that retrieval does not predict
     captions, words = group.shares([int((batch.lengths - 1).sum()), int((queries.lengths - unasked).sum())])
+    tokens = training.tokens_per_pass
+    least = group.most(count_passes(model, batch, queries, concatenate, tokens))
     captioning = 0.0
-    for part in caption_losses(model, batch, concatenate, training.tokens_per_pass):
+    for part in caption_losses(model, batch, concatenate, tokens, least[0]):
         part = part * captions
         if training.caption_weight:
             (training.caption_weight * part).backward()
         captioning += part.item()
-    found = retrieval_pass(model, queries, training.tokens_per_pass)
+    found = retrieval_pass(model, queries, tokens, least[1])
     retrieval = found.loss * words
     text = group.gather(found.text)
     images = group.gather(project_images(model, batch.features))

@@ -108,7 +108,9 @@ def load_language_model(
 # %% ../../nbs/networks/01_backbones.ipynb #c71a0f13
 def fingerprint_language_model(model: PreTrainedModel) -> str:
     """Hash over names, shapes and the first values of all weights: differs between models,
-    quick for large ones."""
+    quick for large ones. A model whose weights are packed carries its own."""
+    if hasattr(model, "fingerprint"):
+        return model.fingerprint
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())

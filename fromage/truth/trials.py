@@ -23,7 +23,8 @@ from ..model.model import Fromage
 from ..model.steps import make_pairs
 from ..model.training import embed_pairs
 from ..networks.splits import Split, load_split
-from ..networks.towers import VisionTower, load_vision_tower
+from ..networks.opening import open_vision_tower
+from ..networks.towers import VisionTower
 from .changes import ChangeOrder
 from .claims import Truth, read_truths
 from .remedies import REMEDIES, Remedy, form_values, train_remedy
@@ -53,8 +54,7 @@ class TrainingParts:
 def training_parts(config: Config) -> TrainingParts:
     """What every remedy of a configuration of the miniature world is trained from."""
     ensure_world()
-    backbones = config.backbones
-    tower = load_vision_tower(backbones.vision_model, backbones.vision_pretrained, config.device)
+    tower = open_vision_tower(config.backbones, config.device)
     parts = []
     data = config.data
     for name, most in (("train", data.train_examples), ("validation", data.validation_examples)):
