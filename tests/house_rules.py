@@ -14,7 +14,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_MODULE, LONGEST_CELL, LONGEST_LINE = 300, 50, 130
 # The rooms from the ground up: a room imports only rooms before it. CONTRIBUTING.md says what stands in each.
-ROOMS = ("core", "mini", "data", "networks", "real", "model", "vist", "visdial", "truth", "knowledge", "released", "ablation", "study", "chat")
+ROOMS = ("core", "mini", "data", "networks", "real", "model", "vist", "visdial", "truth", "knowledge", "released", "scale", "ablation", "study", "chat")
 # Beginnings of the names of notebooks whose definitions do not all have an example that is shown.
 UNSHOWN = ()
 
