@@ -16,7 +16,7 @@ from ..model.model import Fromage
 from ..model.prompts import Prompt, build_prompt
 from ..model.scoring import ReadPrompt, score
 from ..networks.stand_ins import stand_in_language_model
-from .training import SHAPES, PlainModel, race
+from .training import PlainModel, race, shaped_model
 
 # %% ../../nbs/released/01_candidates.ipynb #a3c46aa4
 @torch.no_grad()
@@ -60,8 +60,7 @@ def race_scoring(shape: str = "opt-125m", rounds: int = 10, candidates: int = 10
     the first turn counts too.
 
     `largest_difference` is relative to the largest log-likelihood."""
-    parts = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
-    model = Fromage(*parts, 24).eval()
+    model = shaped_model(shape, 24, seed=seed).eval()
     plain = PlainModel(model)
     image = torch.randn(24, generator=torch.Generator().manual_seed(seed))
     talk = make_dialogue(seed, rounds, candidates, words, repeated)

@@ -17,8 +17,7 @@ from ..model.generation import Decoding, generate
 from ..model.interleaving import answer
 from ..model.model import Fromage
 from ..model.prompts import Prompt, embed_prompt
-from ..networks.stand_ins import stand_in_language_model
-from .training import SHAPES, PlainModel
+from .training import PlainModel, shaped_model
 
 # %% ../../nbs/released/02_generation.ipynb #4a96678a
 @torch.no_grad()
@@ -57,9 +56,7 @@ def race_generation(shape: str = "tiny", prompts: int = 16, length: int = 60, ne
                     rounds: int = 2, plain_prompts: int = 2, seed: int = 0) -> pd.DataFrame:
     """One line a round: tokens per second of the plain loop, ours with one prompt and with all,
     and both speed-ups."""
-    if shape not in SHAPES:
-        raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
-    model = Fromage(*stand_in_language_model("opt", seed=seed, **SHAPES[shape]), 512).eval()
+    model = shaped_model(shape, 512, seed=seed).eval()
     plain = PlainModel(model)
     given = random_prompts(model, prompts, length, seed)
     decoding = Decoding(max_new_tokens=new_tokens, stop=(), max_rets=100)

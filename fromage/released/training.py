@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'PlainModel', 'plain_captioning', 'plain_retrieval', 'plain_optimizer', 'plain_step', 'race', 'random_batch',
-           'race_training']
+           'shaped_model', 'race_training']
 
 # %% ../../nbs/released/00_training.ipynb #1a836f34
 import copy
@@ -21,6 +21,7 @@ from ..core.config import Training
 from ..model.losses import CaptionBatch, make_batch
 from ..model.model import Fromage, trained_parameters
 from ..model.steps import StepLosses, make_optimizer, train_step
+from ..networks.backbones import DTYPES
 from ..networks.stand_ins import stand_in_language_model
 
 # %% ../../nbs/released/00_training.ipynb #afa0d391
@@ -47,6 +48,7 @@ class PlainModel(nn.Module):
         self.text_map = copy.deepcopy(model.text_maps[0])
         self.logit_scale = copy.deepcopy(model.logit_scale)
         self.visual_tokens = model.visual_tokens
+        self.to(self.language_model.dtype)  # the released code trains all of it in bf16
 
     def rows(self) -> dict[str, Tensor]:
         """What is trained, under the names of `Fromage`."""
@@ -101,9 +103,10 @@ def plain_step(plain: PlainModel, optimizer: torch.optim.Optimizer, batch: Capti
                training: Training, max_tokens: int = 24) -> StepLosses:
     """One published optimiser step: every caption padded to `max_tokens`."""
     ids = F.pad(batch.ids, (0, max_tokens - batch.ids.shape[1]))
+    features = batch.features.to(plain.logit_scale.dtype)
     optimizer.zero_grad()
-    captioning = plain_captioning(plain, ids, batch.lengths, batch.features, concatenate)
-    retrieval, contrastive = plain_retrieval(plain, ids, batch.lengths, batch.features)
+    captioning = plain_captioning(plain, ids, batch.lengths, features, concatenate)
+    retrieval, contrastive = plain_retrieval(plain, ids, batch.lengths, features)
     total = captioning + retrieval + contrastive
     total.backward()
     plain.table.weight.grad[:-1] = 0
@@ -145,14 +148,21 @@ def random_batch(model: Fromage, batch_size: int, width: int, seed: int) -> Capt
     return make_batch(captions, torch.from_numpy(rng.normal(size=(batch_size, width)).astype(np.float32)))
 
 
-def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Seconds of a step, ours and plain, on a random OPT of `shape`,
-    and the largest relative difference of any loss or norm."""
+def shaped_model(shape: str, width: int, precision: str = "float32", seed: int = 0) -> Fromage:
+    """A model around a random OPT of `shape`, for images of `width` features."""
     if shape not in SHAPES:
         raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
+    language_model, tokenizer = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
+    return Fromage(language_model.to(DTYPES[precision]), tokenizer, width)
+
+
+def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0,
+                  precision: str = "float32") -> pd.DataFrame:
+    """Seconds of a step, ours and plain, on a random OPT of `shape`,
+    and the largest relative difference of any loss or norm."""
     width = 512
     training = Training(batch_size=batch_size)
-    model = Fromage(*stand_in_language_model("opt", seed=seed, **SHAPES[shape]), width)
+    model = shaped_model(shape, width, precision, seed)
     plain = PlainModel(model)
     optimizer = make_optimizer(model, training)
     plain_adam = plain_optimizer(plain, training)
@@ -168,7 +178,7 @@ def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, se
     values = np.array([[list(vars(step).values()) for step in side] for side in (ours, other)])
     table["difference"] = np.abs(values[0] / values[1] - 1).max(1)[1:]
     table["concatenated"] = [joined for _, joined in steps[1:]]
-    for name, value in plain.rows().items():
+    for name, value in plain.rows().items() if precision == "float32" else ():
         apart = (trained_parameters(model)[name] - value).norm() / (value - start[name]).norm()
         if apart > 0.05:
             raise AssertionError(f"{name}: {apart:.1%} of the way that it moved in {rounds + 1} steps lies "
