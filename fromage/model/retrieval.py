@@ -226,9 +226,10 @@ def best_rows(embeddings: Tensor | StackedRows, queries: Tensor, k: int, exclude
     best = torch.empty(len(queries), 0, dtype=torch.long)
     pairs = torch.tensor([(query, row) for query, rows in enumerate(exclude)
                           for row in rows]).view(-1, 2).long()
+    buffer = torch.empty(min(chunk, len(embeddings)), embeddings.shape[1])  # new memory for each costs more
     for start in range(0, len(embeddings), chunk):
         part = embeddings[start:start + chunk]
-        scores = queries @ part.float().T
+        scores = queries @ (part if part.dtype == buffer.dtype else buffer[:len(part)].copy_(part)).T
         inside = pairs[(pairs[:, 1] >= start) & (pairs[:, 1] < start + len(part))]
         scores[inside[:, 0], inside[:, 1] - start] = -2  # below every cosine
         # queries for which this chunk may hold a better image
