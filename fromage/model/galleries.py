@@ -161,10 +161,11 @@ def load_index(path: str | Path | Sequence[str | Path], checkpoint: Checkpoint |
     return stack_indexes([read_index_file(place, key, verify) for place in found])
 
 # %% ../../nbs/model/13_galleries.ipynb #c40dfad3
-def picture_paths(source: ImageFolder, names: Sequence[str]) -> list[str]:
-    """Paths of a folder's pictures relative to the repository, or to the folder where that lies elsewhere."""
+def picture_paths(source: ImageFolder, names: Sequence[str], prefix: str = "") -> list[str]:
+    """Paths of a folder's pictures relative to the repository, or, where that lies elsewhere, to the folder,
+    behind `prefix`."""
     inside = portable_path(source.path)[:3] != "..."
-    return [portable_path(source.path / name) if inside else name for name in names]
+    return [portable_path(source.path / name) if inside else prefix + name for name in names]
 
 
 def index_folder(folder: str | Path, checkpoint: str | Path | Checkpoint, output: str | Path,

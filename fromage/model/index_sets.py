@@ -225,7 +225,7 @@ def add_pictures(images: str | Path, folder: str | Path, checkpoint: str | Path 
         names = [prefix + name for name in store.ids] if store else []
         if store:
             found = index_features(image_map_of(checkpoint), names, store.features,
-                                   picture_paths(source, store.ids), key, dtype)
+                                   picture_paths(source, store.ids, prefix), key, dtype)
             changed = add_files(folder, changed, replace(found, states=[states[name] for name in names]), most_rows)
         if not changed.files:
             raise ValueError(f"{source.path}: no image that can be used; allowed is a folder with some")
