@@ -9,6 +9,7 @@ __all__ = ['SET_LIST', 'SET_FORMAT', 'FILE_NAME', 'MOST_ROWS', 'SetFile', 'Index
            'compact_set', 'describe_set']
 
 # %% ../../nbs/model/26_index_sets.ipynb #9a260003
+import hashlib
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ from ..core.config import resolve_path
 from ..core.folders import Hold
 from ..core.records import hash_value, write_json
 from ..core.tensors import CheckpointError
-from ..data.sources import Found, ImageFolder, describe_file, hash_lines
+from ..data.sources import Found, ImageFolder, describe_file
 from .approximate import ApproximateIndex, SearchMethod, build_approximate
 from .checkpoint import Checkpoint, checkpoint_key, load_checkpoint, load_tower
 from .galleries import (image_map_of, load_index, picture_paths, read_index_file, save_index,
@@ -177,7 +178,7 @@ class SomePictures(ImageFolder):
 
 def hash_origin(source: ImageFolder, prefix: str) -> str:
     """A hash of where pictures come from: it tells nothing of the machine."""
-    return hash_lines([str(source.path.resolve()), prefix])[:16]
+    return hashlib.sha256(f"{source.path.resolve()}\n{prefix}".encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def picture_states(source: ImageFolder, prefix: str) -> dict[str, str]:

@@ -78,7 +78,7 @@ class RowFile:
             return self.embeddings[rows]
         return self.embeddings[int(rows[0]):int(rows[-1]) + 1]
 
-
+# %% ../../nbs/model/04_retrieval.ipynb #9a250012
 class StackedRows:
     """Embeddings (N, q) of several files, numbered through; a slice or a tensor of rows is read
     as a tensor."""
@@ -156,7 +156,7 @@ class Index(Protocol):
     def rows_of(self, ids: Sequence[str]) -> list[int | None]:
         """As `ImageIndex.rows_of`."""
 
-
+# %% ../../nbs/model/04_retrieval.ipynb #9a250013
 @dataclass(frozen=True)
 class ImageIndex:
     """Ids of N images, their normalised embeddings (N, q) in float32 or float16, paths (may be empty),
