@@ -83,6 +83,7 @@ def build_table(file: RowFile, method: SearchMethod) -> Any:
         table.cp.niter = 10
         sample = min(rows, max(64 * table.nlist, ROWS_AT_ONCE))
     if method.name == "ivfpq":
+        table.do_polysemous_training = False  # minutes for an order of codes that is never used
         table.pq.cp.min_points_per_centroid = 1  # few are no reason to warn
     table.train(file.embeddings[torch.linspace(0, rows - 1, sample).long()].float().numpy())
     for part in file.embeddings.split(ROWS_AT_ONCE):
