@@ -176,7 +176,7 @@ def indexing(place: Path) -> Made:
     tower = load_tower(checkpoint, "cpu")
     photos = make_photos(place / "gallery", 60)
     return (lambda folder: index_folder(photos, checkpoint, folder / "index.safetensors", tower=tower, batch_size=4) and None,
-            hashes_of("index.safetensors", "index.tsv"))
+            hashes_of("index.safetensors"))
 
 
 STAGES: dict[str, Callable[[Path], Made]] = {

@@ -113,7 +113,8 @@ def test_searching_needs_memory_for_a_chunk_only() -> None:
 
 
 def test_an_approximate_index_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fromage.model.retrieval import ImageIndex, build_approximate
+    from fromage.model.approximate import build_approximate
+    from fromage.model.retrieval import ImageIndex
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match="needs FAISS: pip install"):
         build_approximate(ImageIndex(["a"], torch.ones(1, 2)))

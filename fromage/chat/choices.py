@@ -17,7 +17,7 @@ from typing import Any
 from ipywidgets import Box, Button, Dropdown, Text, VBox
 
 from .actions import guard_action, later, poster
-from .conversation import Conversation, Gallery, match_gallery, open_gallery
+from .conversation import Conversation, Gallery, is_saved_index, match_gallery, open_gallery
 from .dialogue import Dialogue, Exchange
 from .page import Page, choose_pictures, refresh, show_attached, show_head
 from .pictures import DialogueError
@@ -27,6 +27,7 @@ from ..core.progress import heard
 from ..core.serving import note
 from ..data.sources import ImageFolder
 from ..model.assistant import Assistant, open_assistant
+from ..model.approximate import build_approximate
 from ..model.retrieval import index_features
 from ..networks.stores import StoreError
 
@@ -55,7 +56,7 @@ def count_pictures(source: ImageFolder, tell: TellsLine) -> int:
     for count, _ in enumerate(source.find(), 1):
         if count > MOST_PICTURES:
             raise DialogueError(f"{source.path} holds more than {MOST_PICTURES:,} images; make an index of "
-                                "it with fromage.model.galleries.index_folder, and give the notebook that.")
+                                "it with `fromage index add`, and give the notebook that.")
         if count % 1000 == 0:
             tell(f"{count:,} images so far …")
     if not count:
@@ -63,11 +64,16 @@ def count_pictures(source: ImageFolder, tell: TellsLine) -> int:
     return count
 
 
-def read_gallery(assistant: Assistant, folder: str | Path, tell: TellsLine) -> tuple[Gallery, str]:
-    """The gallery of a folder, and a sentence about it; `tell` hears how far it came."""
-    place = resolve_path(Path(folder).expanduser())
+def read_gallery(assistant: Assistant, folder: str | Path, tell: TellsLine, search: str = "exact",
+                 pictures: str | Path = "") -> tuple[Gallery, str]:
+    """The gallery of a folder or an index set, and a sentence about it; `tell` hears how far it came, the
+    others as in `open_gallery`."""
+    place = resolve_path(folder)
     if not place.is_dir():
         raise DialogueError(f"{folder} is no folder of the machine that runs this page.")
+    if is_saved_index(place):
+        gallery = open_gallery(assistant, place, search=search, pictures=pictures)
+        return gallery, f"{len(gallery.index):,} images of the index {place}."
     source = ImageFolder(place)
     begun = time.monotonic()
     total = count_pictures(source, tell)
@@ -84,7 +90,7 @@ def read_gallery(assistant: Assistant, folder: str | Path, tell: TellsLine) -> t
     bad = {reason: each["count"] for reason, each in store.problems["reasons"].items()}
     left_out = f"; {sum(bad.values()):,} cannot be used ({words(bad)})" if bad else ""
     seconds = time.monotonic() - begun
-    return Gallery(index, place), f"{len(index):,} images of {place}, {seconds:.0f} s{left_out}."
+    return Gallery(build_approximate(index, search), place), f"{len(index):,} images of {place}, {seconds:.0f} s{left_out}."
 
 # %% ../../nbs/chat/09_choices.ipynb #d9a90012
 def one_line(problem: Exception) -> str:
@@ -155,8 +161,9 @@ class Choices:
     the page."""
 
     def __init__(self, page: Page, checkpoints: Sequence[str], images: str | Path, device: str = "cpu",
-                 own_folders: bool = True):
+                 own_folders: bool = True, search: str = "exact", pictures: str | Path = ""):
         self.page = page
+        self.shared: dict[str, Any] = {"search": search, "pictures": pictures}  # by whatever gallery comes
         self.device = device
         self.images = images
         self.current = checkpoints[0]
@@ -196,9 +203,9 @@ def choose_model(choices: Choices) -> None:
             assistant = open_assistant(chosen, choices.device)
             tell(f"Loaded {chosen}; its index of images …")
             if images and resolve_path(images).is_dir():
-                gallery, _ = read_gallery(assistant, images, tell)
+                gallery, _ = read_gallery(assistant, images, tell, **choices.shared)
             else:
-                gallery = open_gallery(assistant, images)
+                gallery = open_gallery(assistant, images, **choices.shared)
         except Exception as problem:
             words = one_line(problem)
             raise ValueError(words if words == STOPPED else f"{chosen} cannot be used: {words}") from None
@@ -223,11 +230,11 @@ def choose_folder(choices: Choices) -> None:
         raise DialogueError("Which folder? Type its path.")
 
     def take(gallery: Gallery, about: str) -> str:
-        choices.images = gallery.folder
+        choices.images = name
         change_conversation(choices.page, assistant, gallery, same=False)
         return about
 
     def work(tell: TellsLine) -> Callable[[], str]:
-        found = read_gallery(assistant, name, tell)
+        found = read_gallery(assistant, name, tell, **choices.shared)
         return lambda: take(*found)
     work_aside(choices.page, f"Looking for images in {name} …", work, choices.folder.focus)

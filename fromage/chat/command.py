@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'BENCHMARKS', 'REPORTED', 'run_path', 'read_declared', 'parse_value', 'add_run', 'make_parser',
-           'run_notebook', 'write_reports', 'main']
+           'add_index', 'change_index', 'run_notebook', 'write_reports', 'main']
 
 # %% ../../nbs/chat/08_command.ipynb #86000003
 import argparse
@@ -87,14 +87,52 @@ def make_parser() -> argparse.ArgumentParser:
     ask.add_argument("--picture", action="append", default=[],
                      help="file of a picture before the text; any number")
     find.add_argument("text", help="what is looked for")
-    find.add_argument("folder", help="folder of images")
+    find.add_argument("folder", help="folder of images, an index set's, or a saved index (.safetensors)")
     find.add_argument("--k", type=int, default=5, help="images to find (5)")
     for part in (ask, find):
         part.add_argument("--checkpoint", default="mini",
                           help="file or folder of a checkpoint (mini, the shipped one)")
+    find.add_argument("--search", default="exact", help="exact, or by FAISS ivf, ivfpq or hnsw (exact)")
+    add_index(commands)
     demo = commands.add_parser("demo", help="talk to the model in a browser", allow_abbrev=False)
     demo.add_argument("--port", type=int, default=8866, help="of 127.0.0.1 (8866)")
     return parser
+
+# %% ../../nbs/chat/08_command.ipynb #9a260102
+def add_index(commands: Any) -> None:
+    """The command that changes an index set."""
+    index = commands.add_parser("index", help="add pictures to a set, delete some, compact it")
+    changes = index.add_subparsers(dest="change", required=True)
+    add = changes.add_parser("add", help="add what is new or changed in a folder")
+    add.add_argument("folder", help="folder of images")
+    add.add_argument("--to", dest="place", required=True, help="folder of the set, made when missing")
+    add.add_argument("--checkpoint", default="mini", help="as of find")
+    add.add_argument("--prefix", default="", help="before the pictures' names, such as 2019/ (none)")
+    add.add_argument("--remove", action="store_true", help="what is gone in the folder leaves the set too")
+    delete = changes.add_parser("delete", help="delete pictures by their names")
+    delete.add_argument("names", nargs="+", help="names, or patterns such as '2019/*'")
+    delete.add_argument("--from", dest="place", required=True, help="folder of the set")
+    for name, about in (("compact", "write what is left into new files"), ("show", "count pictures")):
+        changes.add_parser(name, help=about).add_argument("place", help="folder of the set")
+
+
+def change_index(change: str, place: str, folder: str = "", checkpoint: str = "mini", prefix: str = "",
+                 remove: bool = False, names: Sequence[str] = ()) -> None:
+    """Change an index set as the command says, and print what came of it; `sys.exit` with what went wrong."""
+    from fromage.model.index_sets import add_pictures, compact_set, delete_pictures, describe_set  # torch
+    home = Path(place).expanduser().resolve()
+    shipped = checkpoint == "mini" and not resolve_path(checkpoint).exists()
+    try:
+        if change == "add":
+            told = add_pictures(Path(folder).expanduser().resolve(), home,
+                                "data/mini/checkpoint.safetensors" if shipped else checkpoint, prefix, remove)
+        elif change == "delete":
+            told = {"deleted": delete_pictures(home, names)}
+        else:
+            told = compact_set(home) if change == "compact" else describe_set(home)
+    except (ValueError, OSError) as problem:
+        sys.exit(str(problem))
+    print(", ".join(f"{count:,} {name}" for name, count in told.items()))
 
 # %% ../../nbs/chat/08_command.ipynb #8600000b
 def run_notebook(run: str, output: str, parameters: dict[str, Any]) -> None:
@@ -136,13 +174,16 @@ def main(words: Sequence[str] | None = None) -> None:
     if command == "demo":
         from fromage.core.serving import serve_run  # Voilà
         return serve_run("chat", "demo", given["port"], arguments=[])
+    if command == "index":
+        return change_index(**given)
     from fromage.model.assistant import open_assistant  # torch
     assistant = open_assistant(given["checkpoint"])
     if command == "ask":
         pictures = [Image.open(Path(name).expanduser()) for name in given["picture"]]
         print(assistant.ask([*pictures, given["text"].replace("\\n", "\n")]))
     else:
-        index = assistant.index(Path(given["folder"]).resolve())
+        from fromage.chat.conversation import open_gallery
+        index = open_gallery(assistant, Path(given["folder"]).resolve(), search=given["search"]).index
         for name, cosine in assistant.find([given["text"]], index, min(given["k"], len(index))):
             print(f"{cosine:.3f}\t{name}")
     return None

@@ -12,6 +12,7 @@ import os
 import shutil
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def sum_tensors(tensors: dict[str, Tensor], header: str) -> dict[str, int]:
 
 
 def save_tensors(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """Write tensors and a JSON header with their sums, atomically, as one safetensors file."""
-    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    """Write tensors and a JSON header with their sums, atomically, as one safetensors file;
+    nothing is copied but tensors that share their memory."""
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    homes = Counter(value.untyped_storage().data_ptr() for value in contiguous.values())
+    contiguous = {name: value.clone() if homes[value.untyped_storage().data_ptr()] > 1 else value
+                  for name, value in contiguous.items()}
     text = json.dumps({"kind": kind} | header)
     with atomic_path(resolve_path(path)) as temporary:
         save_file(contiguous, temporary, metadata={"fromage": json.dumps([text,

@@ -19,7 +19,7 @@ from .checkpoint import checkpoint_key, load_checkpoint, load_model, load_tower
 from .generation import generate_ids, stop_ids
 from .model import Fromage
 from .prompts import Piece, build_prompt
-from .retrieval import ImageIndex, embed_queries, index_features
+from .retrieval import ImageIndex, Index, embed_queries, index_features
 from .tokens import RET
 from ..networks.features import extract_features
 from ..networks.stores import FeatureStore
@@ -56,11 +56,13 @@ class Assistant:
         found = self.features(images, store)
         return index_features(self.model.image_map, found.ids, found.features, key=self.key)
 
-    def find(self, pieces: Sequence[Piece], index: ImageIndex, k: int = 5) -> list[tuple[str, float]]:
-        """Ids and cosines of the `k` images that best answer the pieces, best first."""
+    def find(self, pieces: Sequence[Piece], index: Index, k: int = 5) -> list[tuple[str, float]]:
+        """Ids and cosines of the `k` images that best answer the pieces, best first; fewer where an
+        approximate search finds no more."""
         prompt = build_prompt(self.model, [*pieces, RET], encode=self.encode)
         rows, cosines = index.search(embed_queries(self.model, [prompt]), k)
-        return [(index.ids[row], cosine) for row, cosine in zip(rows[0].tolist(), cosines[0].tolist())]
+        return [(index.ids[row], cosine) for row, cosine in zip(rows[0].tolist(), cosines[0].tolist())
+                if row >= 0]
 
 # %% ../../nbs/model/14_assistant.ipynb #c0bb9b17
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:

@@ -62,7 +62,7 @@ def save_picture_set(index: ImageIndex, images: str | Path, folder: str | Path) 
     for identifier, path in progress(list(zip(index.ids, paths)), label="copying pictures"):
         with atomic_path(folder / "images" / identifier) as temporary:
             shutil.copyfile(path, temporary)
-    rows = index.embeddings.float().numpy()
+    rows = index.embeddings[:].float().numpy()
     table = pa.table({"file_name": [f"images/{identifier}" for identifier in index.ids],
                       "id": list(index.ids),
                       "embedding": pa.array(rows.tolist(), pa.list_(pa.float32(), rows.shape[1]))})
