@@ -165,6 +165,8 @@ class Backbones(Section):
     precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bfloat16"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
+    tower_precision: str = setting("float32", "arithmetic of the vision tower's features",
+                                   choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def open_training(config: Config) -> tuple[Fromage, list[FeaturePairs], str]:
     """What a configuration trains: a new model, the training and the validation pairs,
     the tower's fingerprint; features are extracted on first use."""
     tower = load_vision_tower(config.backbones.vision_model, config.backbones.vision_pretrained,
-                              config.device)
+                              config.device, config.backbones.tower_precision)
     model = new_model(config, tower.width)
     train = load_split(config, "train", tower, config.data.train_examples)
     validation = load_split(config, "validation", tower, config.data.validation_examples)

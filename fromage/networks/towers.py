@@ -11,7 +11,8 @@ import copy
 import difflib
 import hashlib
 from collections import OrderedDict
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,31 +103,44 @@ def count_cut(tokenizer: Any, texts: list[str]) -> int:
 
 # %% ../../nbs/networks/02_towers.ipynb #8750a9c3
 class VisionTower:
-    """A frozen open_clip model: pooled features for FROMAGe, projected embeddings for CLIP's baseline."""
+    """A frozen open_clip model: pooled features for FROMAGe, in float32 or bfloat16 arithmetic;
+    projected embeddings for CLIP's baseline, always in float32."""
 
-    def __init__(self, model: nn.Module, name: str, device: str | torch.device = "cpu"):
+    def __init__(self, model: nn.Module, name: str, device: str | torch.device = "cpu",
+                 precision: str = "float32"):
+        if precision not in ("float32", "bfloat16"):
+            raise BackboneError(f"tower_precision = {precision!r}: allowed is 'float32', 'bfloat16'")
         self.model = freeze(model, device)
         self.name = name
         self.device = torch.device(device)
         self.preprocessing = open_clip.get_model_preprocess_cfg(model)
         self.image_size = input_size(name, self.preprocessing)
+        self.precision = precision
         # quicker, nothing else
-        self.pooled = without_projection(model.visual.to(memory_format=torch.channels_last))
+        visual = model.visual.to(memory_format=torch.channels_last)
+        if precision != "float32":  # a copy, cast once: the fingerprint is that of the weights as they are
+            visual = copy.deepcopy(visual).to(getattr(torch, precision))
+        self.pooled = without_projection(visual)
         self.width = self.encode(torch.zeros(1, 3, *self.image_size)).shape[-1]
 
     def preprocess(self, image: Image.Image, squash: bool = False) -> Tensor:
         """Pixels (3, H, W) as the tower wants them; `squash` resizes both sides instead of cutting."""
+        return self.preprocessing_of(squash)(image)
+
+    def preprocessing_of(self, squash: bool = False) -> Callable[[Image.Image], Tensor]:
+        """`preprocess` without the tower, for processes that have none."""
         way = self.preprocessing
-        squash = squash or way["resize_mode"] == "squash"
-        return preprocess_image(image, self.image_size, way["mean"], way["std"], way["interpolation"], squash)
+        return partial(preprocess_image, size=self.image_size, mean=way["mean"], std=way["std"],
+                       interpolation=way["interpolation"], squash=squash or way["resize_mode"] == "squash")
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, V): pooled features before the projection,
+        """(B, 3, H, W) -> (B, V) in float32: pooled features before the projection,
         or the output where there is none."""
-        features = self.pooled(pixels.to(self.device, memory_format=torch.channels_last))
+        pixels = pixels.to(self.device, getattr(torch, self.precision), memory_format=torch.channels_last)
+        features = self.pooled(pixels)
         # CoCa's towers return their tokens as well
-        return features[0] if isinstance(features, tuple) else features
+        return (features[0] if isinstance(features, tuple) else features).float()
 
     @torch.no_grad()
     def encode_image_projected(self, pixels: Tensor) -> Tensor:
@@ -188,7 +202,8 @@ def check_architecture(name: str, pretrained: str | None) -> None:
                             f"{other!r}")
 
 # %% ../../nbs/networks/02_towers.ipynb #51692c48
-def load_vision_tower(name: str, pretrained: str | None = None, device: str = "cpu") -> VisionTower:
+def load_vision_tower(name: str, pretrained: str | None = None, device: str = "cpu",
+                      precision: str = "float32") -> VisionTower:
     """A frozen tower by folder, architecture and tag, `hf-hub:` name or released name;
     never with random weights."""
     folder = resolve_path(name.removeprefix("local-dir:"))
@@ -214,4 +229,4 @@ def load_vision_tower(name: str, pretrained: str | None = None, device: str = "c
         raise BackboneError(f"vision tower {name!r}, pretrained = {pretrained!r}: {error}\nAllowed is a "
                             "whole folder "
                             f"in open_clip's form, or a name that {REACH}.") from error
-    return VisionTower(model, full_name, device)
+    return VisionTower(model, full_name, device, precision)

@@ -54,7 +54,8 @@ def training_parts(config: Config) -> TrainingParts:
     """What every remedy of a configuration of the miniature world is trained from."""
     ensure_world()
     backbones = config.backbones
-    tower = load_vision_tower(backbones.vision_model, backbones.vision_pretrained, config.device)
+    tower = load_vision_tower(backbones.vision_model, backbones.vision_pretrained, config.device,
+                              backbones.tower_precision)
     parts = []
     data = config.data
     for name, most in (("train", data.train_examples), ("validation", data.validation_examples)):
