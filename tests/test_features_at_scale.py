@@ -174,11 +174,13 @@ def test_a_parent_follows_its_processes_and_tells_who_was_killed(shards: Path, t
     assert store.content == alone.content
 
 
-def small_or_die(image: Image.Image) -> Tensor:
-    """Pixels; a picture of thirteen rows kills its process."""
-    if image.height == 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return preprocess_image(image, (8, 8), (0, 0, 0), (1, 1, 1))
+class HostileTower(SlowTower):
+    """A picture of thirteen rows kills the process that decodes it."""
+
+    def preprocess(self, image: Image.Image, squash: bool = False) -> Tensor:
+        if image.height == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().preprocess(image, squash)
 
 
 def test_a_picture_that_kills_its_decoder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +192,8 @@ def test_a_picture_that_kills_its_decoder_is_counted(tmp_path: Path, monkeypatch
     (pictures / "07.png").write_bytes(b"broken")
     tower = SlowTower()
     threads = extract_features(tower, open_captions(pictures, "folder"), tmp_path / "threads", 4)
-    tower.preprocessing_of = lambda squash: small_or_die
     monkeypatch.setattr(decoding.multiprocessing, "get_context", lambda kind: FORK)
-    found = extract_features(tower, open_captions(pictures, "folder"), tmp_path / "processes", 4, decoders=2)
+    found = extract_features(HostileTower(), open_captions(pictures, "folder"), tmp_path / "processes", 4, decoders=2)
     assert {name: each["count"] for name, each in found.problems["reasons"].items()} == {"broken image": 1, "image that ends its decoder": 1}
     assert found.problems["reasons"]["image that ends its decoder"]["names"] == ["05.png"]
     keep = [number for number, name in enumerate(threads.ids) if name != "05.png"]

@@ -49,8 +49,7 @@ def save_checkpoint(path: str | Path, model: Fromage, config: Config,
                     tower_fingerprint: str | None = None) -> Path:
     """Write the trained part of `model` and its configuration."""
     header = {"config": flatten(config), "vision_width": model.caption_map.in_features,
-              "tower_fingerprint": tower_fingerprint,
-              "language_fingerprint": model.language_fingerprint}
+              "tower_fingerprint": tower_fingerprint, "language_fingerprint": model.language_fingerprint}
     return save_tensors(path, "checkpoint", dict(trained_parameters(model)), header)
 
 
@@ -179,8 +178,8 @@ def initialise_from(model: Fromage, path: str | Path = "", tower_fingerprint: st
 def load_tower(checkpoint: Checkpoint, device: str | None = None) -> VisionTower:
     """The vision tower that a checkpoint was trained with; another one is an error."""
     names = checkpoint.config.backbones
-    tower = load_vision_tower(names.vision_model, names.vision_pretrained, device or checkpoint.config.device,
-                              names.tower_precision)
+    device = device or checkpoint.config.device
+    tower = load_vision_tower(names.vision_model, names.vision_pretrained, device, names.tower_precision)
     if checkpoint.tower_fingerprint not in (None, tower.fingerprint):
         raise CheckpointError("the checkpoint belongs to another vision tower "
                               f"({checkpoint.tower_fingerprint[:12]}) than "

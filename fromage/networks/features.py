@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ..data.sources import CaptionedImage, CaptionSource, Problems, sum_examples
 from .decoding import Decoded, Decoders
 from .stores import (FeatureStore, StoreError, check_parts, open_features, piece_folder,
                                      read_manifest)
-from .towers import VisionTower
+from .towers import VisionTower, tower_preprocessing
 from .writing import StoreWriter, finish_pieces, finish_store, timed
 
 # %% ../../nbs/networks/10_features.ipynb #bc4aa81e
@@ -189,8 +188,7 @@ def fill_folder(tower: VisionTower, source: CaptionSource, folder: Path, parts: 
                 way: Extraction, limit: int | None) -> Iterator[str]:
     """Makes the store in `folder` whole; after each batch, how far it is."""
     pieces = divide_source(source) if limit is None and not (folder / "journal.json").is_file() else [source]
-    preprocess = getattr(tower, "preprocessing_of", lambda squash: partial(tower.preprocess, squash=squash))
-    with Decoders(preprocess(way.squash), way.decoders) as decoders:
+    with Decoders(tower_preprocessing(tower, way.squash), way.decoders) as decoders:
         if len(pieces) > 1:
             yield from fill_pieces(tower, pieces, folder, way, decoders)
         with locked(folder):
