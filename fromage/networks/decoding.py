@@ -72,10 +72,16 @@ class Decoders(AbstractContextManager):
         self.pool = self.begin()
 
     def begin(self) -> Executor:
-        """New threads or processes; the latter begin with the first picture."""
-        if self.count:
-            return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), begin_decoder)
-        return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+        """New threads or processes; RuntimeError where a process cannot even begin, which is no picture's fault."""
+        if not self.count:
+            return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+        pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), begin_decoder)
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool:
+            raise RuntimeError(f"decoders = {self.count}: a process ends when it begins; allowed is 0, or a program "
+                               "that can be imported") from None
+        return pool
 
     def submit(self, data: Sequence[bytes]) -> list[Future | None]:
         """Begins to decode some files; None where the processes have just ended."""
