@@ -136,7 +136,8 @@ def run_task(task: Task) -> None:
     names = task.config.backbones
     data = task.config.data
     with locked(trained.parent):
-        tower = load_vision_tower(names.vision_model, names.vision_pretrained, task.config.device)
+        tower = load_vision_tower(names.vision_model, names.vision_pretrained, task.config.device,
+                                  names.tower_precision)
         if not trained.is_file():
             write_json(trained, train_task(task, tower, trained.parent))
         model = load_model(trained.with_name("last.safetensors"), task.config.device)
@@ -194,7 +195,8 @@ def data_keys(config: Config, sources: Sources, limit: int | None) -> tuple[dict
     """What a training reads, and the key of what is measured on,
     for the networks that a configuration names."""
     names = config.backbones
-    tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device)
+    tower = load_vision_tower(names.vision_model, names.vision_pretrained, config.device,
+                              names.tower_precision)
     stores = [load_split(config, split, tower, most).store.content
               for split, most in (("train", limit), ("validation", config.data.validation_examples))]
     return ({"language model": network_key(names.language_model), "pairs": hash_value(stores)},

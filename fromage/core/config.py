@@ -169,6 +169,8 @@ class Backbones(Section):
                            choices=("trained", "random"))
     quantization: str = setting("none", "numbers that the language model's frozen layers are packed in",
                                 choices=("none", "int8", "nf4"))
+    tower_precision: str = setting("float32", "arithmetic of the vision tower's features",
+                                   choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

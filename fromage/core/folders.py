@@ -107,8 +107,16 @@ def hold_report(report: str | Path) -> Hold:
 
 # %% ../../nbs/core/07_folders.ipynb #03f01d0d
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for one process; others wait."""
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds the folder for one process, and says so; others wait, or without `wait` are told that they do not."""
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        yield
+    lock = FileLock(folder / ".lock")
+    held = True
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        held = False
+    try:
+        yield held
+    finally:
+        lock.release()

@@ -43,7 +43,7 @@ PAPER = change(
     language_model="facebook/opt-6.7b", precision="bfloat16",
     vision_model="ViT-L-14-quickgelu", vision_pretrained="openai", tokens_per_pass=8192,
     train_captions="data/cc3m/train", validation_captions="data/cc3m/validation",
-    features="data/cc3m/features",
+    features="data/cc3m/features", feature_dtype="float16",
 )
 SMALL = change(
     PAPER, preset="small", language_model="facebook/opt-125m", vision_model="ViT-B-32-quickgelu",

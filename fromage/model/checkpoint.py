@@ -50,8 +50,7 @@ def save_checkpoint(path: str | Path, model: Fromage, config: Config,
                     tower_fingerprint: str | None = None) -> Path:
     """Write the trained part of `model` and its configuration."""
     header = {"config": flatten(config), "vision_width": model.caption_map.in_features,
-              "tower_fingerprint": tower_fingerprint,
-              "language_fingerprint": model.language_fingerprint}
+              "tower_fingerprint": tower_fingerprint, "language_fingerprint": model.language_fingerprint}
     return save_tensors(path, "checkpoint", dict(trained_parameters(model)), header)
 
 

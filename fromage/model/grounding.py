@@ -14,16 +14,15 @@ from ..core.groups import ALONE, Group
 from ..core.records import atomic_path
 from .checkpoint import new_model
 from .model import Fromage
-from .steps import FeaturePairs, make_pairs
+from .steps import FeaturePairs, open_pairs
 from .training import Run, fit
 from ..networks.opening import open_vision_tower
 from ..networks.splits import Split, load_split
 
 # %% ../../nbs/model/20_grounding.ipynb #20a00005
 def split_pairs(model: Fromage, split: Split, max_tokens: int) -> FeaturePairs:
-    """A split's features beside its captions, as the model reads them."""
-    store = split.store
-    return make_pairs(model.vocabulary, store.features, store.captions, max_tokens, store.content)
+    """A split's features beside its captions, as the model reads them; tokenised once."""
+    return open_pairs(model.vocabulary, split.store, max_tokens)
 
 # %% ../../nbs/model/20_grounding.ipynb #20a00008
 def open_training(config: Config, group: Group = ALONE) -> tuple[Fromage, list[FeaturePairs], str]:

@@ -34,5 +34,5 @@ def open_language_model(config: Config, group: Group = ALONE) -> tuple[PreTraine
 def open_vision_tower(names: Backbones, device: str) -> VisionTower:
     """The frozen tower of a configuration."""
     if names.weights == "random":
-        return random_vision_tower(names.vision_model, device)
-    return load_vision_tower(names.vision_model, names.vision_pretrained, device)
+        return random_vision_tower(names.vision_model, device, names.tower_precision)
+    return load_vision_tower(names.vision_model, names.vision_pretrained, device, names.tower_precision)

@@ -73,7 +73,7 @@ def random_language_model(name: str, dtype: str = "float32", device: str = "cpu"
     return freeze(model, device), tokenizer
 
 # %% ../../nbs/networks/12_shapes.ipynb #05ba3ae8
-def random_vision_tower(name: str, device: str = "cpu", seed: int = 0) -> VisionTower:
+def random_vision_tower(name: str, device: str = "cpu", precision: str = "float32", seed: int = 0) -> VisionTower:
     """A frozen tower of this architecture or folder with random weights."""
     full_name = RELEASED_TOWERS.get(name, name)
     if full_name not in open_clip.list_models():
@@ -82,4 +82,4 @@ def random_vision_tower(name: str, device: str = "cpu", seed: int = 0) -> Vision
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.create_model(full_name, load_weights=False)
-    return VisionTower(model, full_name, device)
+    return VisionTower(model, full_name, device, precision)

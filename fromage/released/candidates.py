@@ -24,7 +24,8 @@ def plain_candidate_scores(plain: PlainModel, prompt: Prompt, candidates: Sequen
                            shift: int = 1) -> torch.Tensor:
     """Log-likelihoods (N,) of candidate ids, one pass each, over an image (if any) and the text behind it."""
     found = []
-    visual = [plain.caption_map(features[None]).view(plain.visual_tokens, -1) for features in prompt.features]
+    dtype = plain.logit_scale.dtype
+    visual = [plain.caption_map(features[None].to(dtype)).view(plain.visual_tokens, -1) for features in prompt.features]
     text = torch.tensor(prompt.ids[plain.visual_tokens * len(visual):])
     for ids in candidates:
         inputs = torch.cat([*visual, plain.table(text), plain.table(torch.tensor(ids))])
