@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import numpy as np
@@ -79,8 +79,7 @@ class Decoders(AbstractContextManager):
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool:
-            raise RuntimeError(f"decoders = {self.count}: a process ends when it begins; allowed is 0, or a program "
-                               "that can be imported") from None
+            raise RuntimeError(f"decoders = {self.count}: a process ends when it begins; allowed is 0") from None
         return pool
 
     def submit(self, data: Sequence[bytes]) -> list[Future | None]:
@@ -97,10 +96,8 @@ class Decoders(AbstractContextManager):
 
     def result(self, begun: Future | None) -> Decoded | None:
         """What came of one file; None where its decoder ended."""
-        try:
+        with suppress(BrokenProcessPool):
             return begun and begun.result()
-        except BrokenProcessPool:
-            return None
 
     def decode_alone(self, data: bytes) -> Decoded:
         """One file with nothing beside it: where the decoder ends, the file is why."""

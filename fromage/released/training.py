@@ -155,7 +155,7 @@ def shaped_model(shape: str, width: int, precision: str = "float32", seed: int =
     language_model, tokenizer = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
     return Fromage(language_model.to(DTYPES[precision]), tokenizer, width)
 
-
+# %% ../../nbs/released/00_training.ipynb #2ac0c5a5
 def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0,
                   precision: str = "float32") -> pd.DataFrame:
     """Seconds of a step, ours and plain, on a random OPT of `shape`,
