@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import numpy as np
@@ -79,16 +79,14 @@ class Decoders(AbstractContextManager):
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool:
-            raise RuntimeError(f"decoders = {self.count}: a process ends when it begins; allowed is 0, or a program "
-                               "that can be imported") from None
+            raise RuntimeError(f"decoders = {self.count}: a process cannot begin; allowed is 0") from None
         return pool
 
     def submit(self, data: Sequence[bytes]) -> list[Future | None]:
         """Begins to decode some files; None where the processes have just ended."""
-        try:
+        with suppress(BrokenProcessPool):
             return [self.pool.submit(self.load, each) for each in data]
-        except BrokenProcessPool:
-            return [None] * len(data)
+        return [None] * len(data)
 
     def collect(self, data: Sequence[bytes], begun: Sequence[Future | None]) -> list[Decoded]:
         """What came of the files that were begun; of those whose decoder ended, each is tried again by itself."""
