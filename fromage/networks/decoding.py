@@ -79,15 +79,14 @@ class Decoders(AbstractContextManager):
         try:
             pool.submit(os.getpid).result()
         except BrokenProcessPool:
-            raise RuntimeError(f"decoders = {self.count}: a process ends when it begins; allowed is 0") from None
+            raise RuntimeError(f"decoders = {self.count}: a process cannot begin; allowed is 0") from None
         return pool
 
     def submit(self, data: Sequence[bytes]) -> list[Future | None]:
         """Begins to decode some files; None where the processes have just ended."""
-        try:
+        with suppress(BrokenProcessPool):
             return [self.pool.submit(self.load, each) for each in data]
-        except BrokenProcessPool:
-            return [None] * len(data)
+        return [None] * len(data)
 
     def collect(self, data: Sequence[bytes], begun: Sequence[Future | None]) -> list[Decoded]:
         """What came of the files that were begun; of those whose decoder ended, each is tried again by itself."""
@@ -96,8 +95,10 @@ class Decoders(AbstractContextManager):
 
     def result(self, begun: Future | None) -> Decoded | None:
         """What came of one file; None where its decoder ended."""
-        with suppress(BrokenProcessPool):
+        try:
             return begun and begun.result()
+        except BrokenProcessPool:
+            return None
 
     def decode_alone(self, data: bytes) -> Decoded:
         """One file with nothing beside it: where the decoder ends, the file is why."""

@@ -25,7 +25,7 @@ from ..data.parts import divide_source
 from ..data.sources import CaptionedImage, CaptionSource, decode_image, sum_examples
 from ..mini.rendering import ensure_world
 from .features import describe_store, extract_features
-from .stores import FeatureStore, StoreError, piece_folder, read_manifest
+from .stores import FeatureStore, StoreError, check_files, piece_folder, read_manifest
 from .towers import VisionTower
 
 # %% ../../nbs/networks/11_splits.ipynb #3e5b0a01
@@ -134,12 +134,13 @@ def caption_sheet(examples: Sequence[CaptionedImage]) -> Figure:
 # %% ../../nbs/networks/11_splits.ipynb #5e3c0b02
 def recheck_source(source: CaptionSource, folder: str | Path) -> int:
     """How many examples of a source were read again; StoreError unless each is, byte for byte,
-    what the store was made from."""
+    what the store was made from, and its files are what was written."""
     folder = resolve_path(folder)
     manifest = read_manifest(folder)
     if "pieces" in manifest:
         return sum(recheck_source(part, piece_folder(folder, number))
                    for number, part in enumerate(divide_source(source)))
+    check_files(folder, manifest)
     total = 0
     count = 0
     if manifest.get("images") is None:

@@ -120,18 +120,18 @@ def count_cut(tokenizer: Any, texts: list[str]) -> int:
 
 # %% ../../nbs/networks/02_towers.ipynb #8750a9c3
 class VisionTower:
-    """A frozen open_clip model: pooled features for FROMAGe, in float32 or bfloat16 arithmetic;
-    projected embeddings for CLIP's baseline, always in float32."""
+    """A frozen open_clip model: pooled features for FROMAGe; projected embeddings for CLIP's baseline."""
 
-    def __init__(self, model: nn.Module, name: str, device: str = "cpu", precision: str = "float32"):
+    def __init__(self, model: nn.Module, name: str, device: str | torch.device = "cpu",
+                 precision: str = "float32"):
         self.model = freeze(model, device)
         self.name = name
         self.device = torch.device(device)
         self.preprocessing = open_clip.get_model_preprocess_cfg(model)
         self.image_size = input_size(name, self.preprocessing)
         self.precision = precision
-        visual = model.visual.to(memory_format=torch.channels_last)  # quicker, nothing else
-        self.pooled = without_projection(cast_tower(visual, precision))
+        # quicker, nothing else
+        self.pooled = without_projection(cast_tower(model.visual.to(memory_format=torch.channels_last), precision))
         self.width = self.encode(torch.zeros(1, 3, *self.image_size)).shape[-1]
 
     def preprocess(self, image: Image.Image, squash: bool = False) -> Tensor:
@@ -140,7 +140,7 @@ class VisionTower:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, V) in float32: pooled features before the projection, where there is one."""
+        """(B, 3, H, W) -> (B, V), float32: pooled features before the projection, or the output without one."""
         pixels = pixels.to(self.device, getattr(torch, self.precision), memory_format=torch.channels_last)
         features = self.pooled(pixels)
         # CoCa's towers return their tokens as well
