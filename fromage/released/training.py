@@ -148,11 +148,12 @@ def random_batch(model: Fromage, batch_size: int, width: int, seed: int) -> Capt
     return make_batch(captions, torch.from_numpy(rng.normal(size=(batch_size, width)).astype(np.float32)))
 
 
-def shaped_model(shape: str, width: int, precision: str = "float32", seed: int = 0) -> Fromage:
-    """A model around a random OPT of `shape`, for images of `width` features."""
-    if shape not in SHAPES:
+def shaped_model(shape: str | dict[str, int], width: int, precision: str = "float32", seed: int = 0) -> Fromage:
+    """A model around a random OPT of `shape`, a name or its sizes, for images of `width` features."""
+    if isinstance(shape, str) and shape not in SHAPES:
         raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
-    language_model, tokenizer = stand_in_language_model("opt", seed=seed, **SHAPES[shape])
+    sizes = SHAPES[shape] if isinstance(shape, str) else shape
+    language_model, tokenizer = stand_in_language_model("opt", seed=seed, **sizes)
     return Fromage(language_model.to(DTYPES[precision]), tokenizer, width)
 
 # %% ../../nbs/released/00_training.ipynb #2ac0c5a5
