@@ -128,11 +128,12 @@ def changing(folder: Path, new: bool = False) -> Iterator[IndexSet]:
 
 
 def remove_unnamed(folder: Path, index_set: IndexSet) -> None:
-    """Removes index files, whole or begun, and FAISS's tables of them, that a set's list does not name."""
+    """Removes what was begun, index files that a set's list does not name, and FAISS's tables of these."""
     named = {Path(file.name).stem for file in index_set.files}
     for path in folder.iterdir():
         ours = re.fullmatch(r"(\.tmp-[0-9a-f]+-)?(\d{6})\.(safetensors|\w+\.faiss|\w+\.json)", path.name)
-        if ours and (ours[2] not in named or ours[1] and ours[3] == "safetensors"):
+        begun = re.fullmatch(r"\.tmp-[0-9a-f]+-(index|\.holder|\d{6})\.(json|safetensors)", path.name)
+        if begun or ours and ours[2] not in named:
             path.unlink(missing_ok=True)
 
 
