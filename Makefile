@@ -1,5 +1,6 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
+# make scale     measure floors, galleries, two processes and memory, and project costs: some 40 minutes on a quiet machine with 20 GiB
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make owner     watch a study and lead raters back, at http://127.0.0.1:8868: make owner STUDY=data/runs/told/study ADDRESS=http://127.0.0.1:8867/
@@ -79,6 +80,16 @@ benchmark: environment
 	papermill nbs/benchmark.ipynb reports/benchmark-mini.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 150 -p report reports/benchmark-mini </dev/null
 	python -m fromage.core.pages reports/benchmark-mini.ipynb
+
+.PHONY: scale
+scale: environment
+	@mkdir -p reports
+	papermill nbs/benchmark.ipynb reports/benchmark-scale.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
+	  -p stories 10 -p tower ViT-B-32 -p report reports/benchmark-scale \
+	  -y "{gallery_rows: [10000, 100000, 1000000, 2600000], footprints: [facebook/opt-1.3b, facebook/opt-6.7b]}" </dev/null
+	papermill nbs/costs.ipynb reports/costs.ipynb -p benchmark reports/benchmark-scale.json -p report reports/costs </dev/null
+	python -m fromage.core.pages reports/benchmark-scale.ipynb
+	python -m fromage.core.pages reports/costs.ipynb
 
 .PHONY: compose
 compose: environment

@@ -6,7 +6,7 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'find_costs', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -268,12 +268,19 @@ def find_attacks(metrics: Mapping[str, Any]) -> tuple[str, str]:
         "that there is nothing left to find: other seeds make other cases")
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0019
+def find_costs(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`costs`: the finding, and what it does not show."""
+    return sentences(say(("projected at {:.1%} of a GPU's rate", look(metrics, "share of the rate")),
+                         ("{:.1f} hours for a pass of OPT-6.7B over CC3M on one", look(metrics, "hours of the paper's pass")))), (
+        "what a GPU does: none was used, its share of the rate is a processor's")
+
+
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
     "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues,
     "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
     "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
-    "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks}
+    "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks, "costs": find_costs}
 
 
 def note_finding(record: RunRecord) -> str:
