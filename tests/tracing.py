@@ -52,6 +52,22 @@ def efforts(records: Mapping[str, RunRecord]) -> list[float]:
     return [config["steps"] / MINI.training.steps, config["learning_rate"] / MINI.training.learning_rate, longest / config["steps"]]
 
 
+def fits(name: str) -> Callable[[Mapping[str, RunRecord]], list[float]]:
+    """GiB that a language model's training is projected to take in each size of a GPU in which it fits."""
+    def numbers(records: Mapping[str, RunRecord]) -> list[float]:
+        row = next(line for line in records["costs"].metrics["fits"] if line["language model"] == name)
+        return [float(found) for found in re.findall(r"\(([\d.]+) GiB\)", " ".join(row.values()))]
+    return numbers
+
+
+def footprints(records: Mapping[str, RunRecord]) -> list[float]:
+    """The largest resident sizes that were measured."""
+    peaks: dict[str, float] = {}
+    for line in records["benchmark-scale"].metrics["scale"]["memory"]:
+        peaks[line["model"]] = max(peaks.get(line["model"], 0.0), line["peak GiB"])
+    return [*peaks.values()]
+
+
 def oldest_python(records: Mapping[str, RunRecord]) -> list[float]:
     """Of settings.ini."""
     settings = ConfigParser(delimiters=["="])
@@ -80,6 +96,13 @@ TRACES = (
     Trace(README, "two million weights", millions),
     Trace(README, "a tenth of the preset's steps at three times its rate, frozen and tuned for four times", efforts),
     Trace(README, "Apache 2.0", NAME),
+    Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),
+    Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
+    Trace(README, "| OPT-1.3B | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB |", fits("opt-1.3b")),
+    Trace(README, "| OPT-6.7B | nf4, 7.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB |", fits("opt-6.7b")),
+    Trace(README, "| OPT-13B | – | int8, 17.9 GiB | bf16, 34.7 GiB | bf16, 34.7 GiB |", fits("opt-13b")),
+    Trace(README, "| OPT-30B | – | nf4, 23.7 GiB | int8, 36.7 GiB | bf16, 72.8 GiB |", fits("opt-30b")),
+    Trace(README, "| OPT-66B | – | – | nf4, 46.3 GiB | int8, 74.9 GiB |", fits("opt-66b")),
     Trace(DATA, "VisDial 1.0", NAME),
     Trace(DATA, "Apache 2.0", NAME),
     Trace(DATA, "CC BY 4.0", NAME),
