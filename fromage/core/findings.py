@@ -271,7 +271,7 @@ def find_attacks(metrics: Mapping[str, Any]) -> tuple[str, str]:
 def find_costs(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`costs`: the finding, and what it does not show."""
     return sentences(say(("projected at {:.1%} of a GPU's rate", look(metrics, "share of the rate")),
-                         ("{:.1f} hours for a pass of OPT-6.7B over CC3M on one", look(metrics, "hours of the paper's pass")))), (
+                         ("{:.1f} hours on one for the paper's own pass", look(metrics, "hours of the paper's pass")))), (
         "what a GPU does: none was used, its share of the rate is a processor's")
 
 
