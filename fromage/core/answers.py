@@ -223,7 +223,7 @@ def answer_features(metrics: Mapping[str, Any]) -> str:
 def answer_knowledge(metrics: Mapping[str, Any]) -> str:
     """`eval_knowledge`: what maps trained on names alone find of what is not named."""
     found = {name: look(metrics, "own queries", name, "R@10") for name in (
-        "maps on the language model", "the model's own states, best of all",
+        "maps on the language model", "the model's own states",
         "tf-idf of names and further names")}
     maps, states, words = found.values()
     text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten "

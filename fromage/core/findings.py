@@ -206,10 +206,12 @@ def find_features(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_knowledge`: the finding, and what it does not show."""
-    systems = (("maps trained on names find its picture among the ten best in {} %",
+    systems = (("maps trained on names, read where a dictionary asks for a word, find its picture among the ten best in {} %",
                 "maps on the language model"),
                ("on random weights in {} %", "random weights"),
-               ("the language model's own states in {} %", "the model's own states, best of all"),
+               ("where the text stands alone in {} %", "context: alone"),
+               ("the language model's own states, read in the same context, in {} %", "the model's own states"),
+               ("of texts alone in {} %", "the model's own states, text alone, best of all"),
                ("words alone in {} %", "tf-idf of names and further names"))
     return sentences(*(
         say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))

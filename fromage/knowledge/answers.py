@@ -8,6 +8,7 @@ __all__ = ['answer_rows', 'answer_ranks', 'kinds_of', 'estimates_by_kind', 'comp
 
 # %% ../../nbs/knowledge/06_answers.ipynb #88f600002
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -56,9 +57,8 @@ def compare_answers(ranks: Mapping[str, np.ndarray], ours: str, rows: np.ndarray
 
 
 def average_seeds(ranks: Sequence[np.ndarray], rows: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
-    """R@1, R@10 and MRR, the mean over trainings, with intervals that draw queries."""
-    metrics = {"R@1": lambda each: hits(each, 1), "R@10": lambda each: hits(each, 10),
-               "MRR": reciprocal_ranks}
+    """R@1, R@5, R@10 and MRR, the mean over trainings, with intervals that draw queries."""
+    metrics = {f"R@{k}": partial(hits, k=k) for k in (1, 5, 10)} | {"MRR": reciprocal_ranks}
     return {name: bootstrap(np.mean([metric(each[rows]) for each in ranks], 0), seed=seed)
             for name, metric in metrics.items()}
 

@@ -49,9 +49,11 @@ def own_scores(queries: TextStates, names: TextStates, texts: Sequence[str],
     for place in STATE_PLACES:
         for layer in names.layers:
             own = names.at(place, layer)[columns]
-            asked = queries.at(place, layer)[rows] - own.mean(0)
-            found[f"{place}, layer {layer}"] = (F.normalize(asked, dim=1) @ F.normalize(own - own.mean(0),
-                                                                                        dim=1).T).numpy()
+            middle = own.mean(0)
+            spread = own.std(0).clamp_min(1e-6)
+            asked = (queries.at(place, layer)[rows] - middle) / spread
+            cosines = F.normalize(asked, dim=1) @ F.normalize((own - middle) / spread, dim=1).T
+            found[f"{place}, layer {layer}"] = cosines.numpy()
     return found
 
 # %% ../../nbs/knowledge/05_baselines.ipynb #88f500011

@@ -208,7 +208,8 @@ def training_distance(model: Fromage) -> float:
     moved = training_side(model, *plain_training(model, captions, features))
     for row, value in zip(rows, before):
         row.data.copy_(value)
-    return max(steady_distance(*three, digit) for three in zip(ours, plain, moved) if three[0] is not None and three[1] is not None)
+    return max(steady_distance(*three, digit) for three in zip(ours, plain, moved)
+               if three[0] is not None and three[1] is not None)
 
 # %% ../../nbs/model/08_conformance.ipynb #35c00014
 CHECKS: dict[str, Callable[[Fromage], float]] = {
