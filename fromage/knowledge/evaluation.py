@@ -20,9 +20,10 @@ from torch import Tensor
 from ..core.config import Training
 from ..core.metrics import Estimate
 from ..core.reporting import write_rate, written_as
+from ..data.concepts import NamedPicture
 from .answers import answer_ranks, answer_rows, average_seeds, compare_answers, kinds_of
 from .baselines import chance_levels, own_scores, tfidf_scores
-from .pictures import NamedPicture, find_components, stack_pixels
+from .pictures import find_components, stack_pixels
 from .queries import QUERY_KINDS, KnowledgeQuery, gives_away
 from .states import TextStates, keep_states
 from .systems import (KnowledgeParts, choose_layers, open_model, score_queries, texts_of,

@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..core.config import Training, resolve_path
 from ..core.metrics import hits
 from ..core.presets import change, get_preset
+from ..data.concepts import NamedPicture, read_pictures
 from .answers import answer_ranks
 from .definitions import define_names, read_wordnet
 from .grounding import NamedTexts, train_maps
-from .pictures import NamedPicture, read_pictures, stand_in_pictures
+from .pictures import stand_in_pictures
 from .queries import KnowledgeQuery, with_pictures, read_queries
 from .states import TextStates
 from ..model.checkpoint import new_model
