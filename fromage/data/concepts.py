@@ -76,7 +76,8 @@ def count_hands(groups: Mapping[str, Sequence[NamedPicture]], hand: str = "colle
 
 def hand_frame(groups: Mapping[str, Sequence[NamedPicture]]) -> pd.DataFrame:
     """A row for each number of hands: concepts in at least so many collections, and by so many makers."""
-    columns = {f"{hand}s": pd.Series(count_hands(groups, hand), dtype=int) for hand in ("collection", "maker")}
+    columns = {f"{hand}s": pd.Series(count_hands(groups, hand), dtype=int)
+               for hand in ("collection", "maker")}
     frame = pd.DataFrame(columns).fillna(0).astype(int)
     frame.insert(0, "in at least", range(1, len(frame) + 1))
     return frame

@@ -63,5 +63,5 @@ def main(names: list[str], catalogue: Mapping[str, Collection] = CATALOGUE) -> i
     return int(missing)
 
 
-if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.real.catalogue`, not this notebook
+if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.real.catalogue`
     sys.exit(main(sys.argv[1:]))

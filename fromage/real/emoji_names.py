@@ -88,7 +88,7 @@ def squeeze(text: str) -> str:
 
 def is_flag(codes: Codes) -> bool:
     """Whether code points are a country's, or a region's, flag."""
-    return len(codes) > 1 and (codes[0].startswith("1F1") or codes[0] == "1F3F4" and codes[1].startswith("E00"))
+    return len(codes) > 1 and (codes[0].startswith("1F1") or codes[-1] == "E007F")
 
 
 @cache
@@ -111,6 +111,6 @@ def find_concept(*spellings: str) -> Codes:
         short = re.sub(r"^flag-(for-)?(flag-)?", "", spelling)
         flag = "flag" + short if short != spelling else "flag" + spelling.removesuffix("flag")
         keys += [squeeze(spelling)] + [squeeze(flag)] * ("flag" in spelling)
-        keys += [squeeze(short)] * short.endswith("flag")
+        keys += [squeeze(short)] * ("flag" in short)
     found = [table[key] for table in spelled_concepts() for key in keys if key in table]
     return next((next(iter(codes)) for codes in found if len(codes) == 1), ())

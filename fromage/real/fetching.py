@@ -71,8 +71,9 @@ def icon_set(name: str, version: str, sha256: str, maker: str, licence: str) -> 
 
 
 PARTS |= {
-    "twemoji": icon_set("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-                        "Twitter", "CC BY 4.0"),
+    "twemoji": icon_set("twemoji", "1.2.5",
+                        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "Twitter",
+                        "CC BY 4.0"),
     "noto": icon_set("noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
                      "Google Inc", "Apache 2.0"),
     "fluent-emoji": icon_set("fluent-emoji", "1.2.7",
@@ -84,8 +85,9 @@ PARTS |= {
     "emojione": icon_set("emojione", "1.2.3",
                          "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e", "Emoji One",
                          "CC BY 4.0"),
-    "fxemoji": icon_set("fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
-                        "Mozilla", "Apache 2.0"),
+    "fxemoji": icon_set("fxemoji", "1.2.2",
+                        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef", "Mozilla",
+                        "Apache 2.0"),
     "game-icons": icon_set("game-icons", "1.2.4",
                            "f5758efb34d91c4f50b941f355f16ee73938625e5996fabc25171288404460a4", "GameIcons",
                            "CC BY 3.0"),
@@ -157,7 +159,7 @@ def archived_files(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]
             for member in filter(tarfile.TarInfo.isfile, archive):
                 yield member.name, member.size, lambda member=member: archive.extractfile(member).read()
 
-
+# %% ../../nbs/real/00_fetching.ipynb #86fe0043
 def wanted_name(part: Part, inside: str) -> PurePosixPath | None:
     """Where a file of an archive goes below the folder of `part`; None where it is not wanted."""
     name = PurePosixPath(inside)  # `./usr` is `usr`
@@ -184,7 +186,6 @@ def unpack(part: Part, path: Path, folder: Path) -> int:
     if not count:
         raise FetchError(f"{path.name}: holds no {part.suffix} in {part.inside}")
     return count
-
 
 # %% ../../nbs/real/00_fetching.ipynb #86fe0009
 def fetch(part: Part) -> Path:

@@ -52,7 +52,8 @@ def choose_stamps(folder: Path) -> tuple[list[Drawing], Problems]:
             continue
         about = {"collection": "stamps", "concept": shorten(sentences["en"]), "form": path.suffix[1:].upper(),
                  "sentences": sentences, "use": "evaluation only"}
-        drawings.append(Drawing(path.relative_to(folder).as_posix(), path.read_bytes, sentences["en"], (), about))
+        file = path.relative_to(folder).as_posix()
+        drawings.append(Drawing(file, path.read_bytes, sentences["en"], (), about))
     return drawings, problems
 
 
