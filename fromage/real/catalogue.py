@@ -30,7 +30,7 @@ CATALOGUE: dict[str, Collection] = {
 def is_made(collection: Collection) -> bool:
     """Whether a collection was rendered to its end, and has pictures."""
     folder = resolve_path(collection.folder)
-    return (folder / "summary.json").is_file() and any(folder.glob("shards/*.tar"))
+    return (folder / "summary.json").is_file() and any(folder.glob("shards/[0-9]*.tar"))
 
 
 def read_collections(collections: Iterable[Collection]) -> list[NamedPicture]:

@@ -20,6 +20,7 @@ import resvg_py
 from PIL import Image, ImageOps
 
 from ..core.config import resolve_path
+from ..core.folders import locked
 from ..core.records import atomic_path, hash_value, write_json
 from ..data.sources import BadImage, Problems
 from .fetching import PARTS, Part, fetch
@@ -118,6 +119,8 @@ def write_drawing_shards(drawings: list[Drawing], folder: Path, part: Part, size
     """Renders drawings into shards of `shard_size`, those that lack one, and removes what is left of more;
     their paths."""
     shards = -(-len(drawings) // shard_size)
+    for path in folder.glob(".tmp-*"):  # of a run that was killed
+        path.unlink()
     for path in sorted(folder.glob("[0-9]" * 5 + ".tar"))[shards:]:
         path.unlink()
         stats_path(path).unlink(missing_ok=True)
@@ -140,13 +143,15 @@ class Collection:
 
 
 def make_pictures(collection: Collection) -> Problems:
-    """Fetches and renders a collection; counts, also in `summary.json` in its folder."""
+    """Fetches and renders a collection, one process at a time; counts, also in its `summary.json`."""
     part = collection.part
     target = resolve_path(collection.folder)
-    drawings, problems = collection.choose(fetch(part))
-    for path in write_drawing_shards(drawings, target / "shards", part, collection.size):
-        for reason, files in json.loads(stats_path(path).read_text()).get("left out", {}).items():
-            for file in files:
-                problems.add(reason, file)
-    write_json(target / "summary.json", problems.summary() | {"maker": part.maker, "licence": part.licence})
+    with locked(target):
+        drawings, problems = collection.choose(fetch(part))
+        for path in write_drawing_shards(drawings, target / "shards", part, collection.size):
+            for reason, files in json.loads(stats_path(path).read_text()).get("left out", {}).items():
+                for file in files:
+                    problems.add(reason, file)
+        about = {"maker": part.maker, "licence": part.licence}
+        write_json(target / "summary.json", problems.summary() | about)
     return problems
