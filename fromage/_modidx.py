@@ -874,6 +874,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fromage/data/concepts.py'),
                                        'fromage.data.concepts.NamedPicture.concept': ( 'data/concepts.html#namedpicture.concept',
                                                                                        'fromage/data/concepts.py'),
+                                       'fromage.data.concepts.NamedPicture.evaluation_only': ( 'data/concepts.html#namedpicture.evaluation_only',
+                                                                                               'fromage/data/concepts.py'),
                                        'fromage.data.concepts.NamedPicture.open': ( 'data/concepts.html#namedpicture.open',
                                                                                     'fromage/data/concepts.py'),
                                        'fromage.data.concepts.count_hands': ('data/concepts.html#count_hands', 'fromage/data/concepts.py'),

@@ -41,6 +41,11 @@ class NamedPicture:
         """What it shows, whoever drew it."""
         return str(self.about.get("concept", self.name))
 
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether nothing may be trained on it."""
+        return self.about.get("use") == "evaluation only"
+
     def open(self) -> Image.Image:
         """The picture."""
         return Image.open(io.BytesIO(self.png)).convert("RGB")
