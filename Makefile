@@ -7,6 +7,7 @@
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
+# make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
@@ -110,9 +111,11 @@ owner: environment
 	@python -m fromage.study.owner --port $(or $(PORT),8868) --study "$(STUDY)" --address "$(ADDRESS)"
 
 # The network is used here; what is there already is not fetched again.
-.PHONY: smollm2 pictures wordnet
+.PHONY: smollm2 pictures more-pictures wordnet
 pictures: environment
-	@python -m fromage.real.drawings
+	@python -m fromage.real.catalogue openmoji
+more-pictures: environment
+	@python -m fromage.real.catalogue more
 smollm2 wordnet: environment
 	@python -m fromage.real.fetching $@
 
@@ -120,7 +123,7 @@ smollm2 wordnet: environment
 .PHONY: knowledge
 knowledge: environment
 	-@python -m fromage.real.fetching smollm2 wordnet
-	-@python -m fromage.real.drawings
+	-@python -m fromage.real.catalogue openmoji
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p precision bfloat16 \
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p report reports/eval_knowledge-emoji </dev/null

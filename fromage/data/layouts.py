@@ -94,7 +94,7 @@ def list_shards(path: str | Path) -> list[Path]:
     if is_pattern(path):
         files = match_pattern(path)
     elif place.is_dir():
-        files = sorted(place.glob("*.tar"))
+        files = sorted(each for each in place.glob("*.tar") if each.name[0] != ".")
         kinds = {re.sub(r"\d+", "#", each.stem): each.stem for each in files}
         if not files:
             raise FileNotFoundError(f"{place}: no *.tar in this folder; {name_instead(place)}")

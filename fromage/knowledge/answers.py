@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..core.metrics import (Estimate, bootstrap, compare_pairs, hits, reciprocal_ranks,
                                   retrieval_estimates)
 from ..core.reporting import image_grid
-from .pictures import NamedPicture
+from ..data.concepts import NamedPicture
 from .queries import KnowledgeQuery
 
 # %% ../../nbs/knowledge/06_answers.ipynb #88f600005

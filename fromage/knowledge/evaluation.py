@@ -19,9 +19,11 @@ from torch import Tensor
 from ..core.config import Training
 from ..core.metrics import Estimate
 from ..core.reporting import write_rate, written_as
+from ..data.concepts import NamedPicture
 from .answers import answer_ranks, answer_rows, average_seeds, compare_answers, kinds_of
 from .baselines import chance_levels, own_scores, tfidf_scores
-from .pictures import NamedPicture, find_components, stack_pixels
+from .definitions import DEFINITION_KINDS
+from .pictures import find_components, stack_pixels
 from .queries import QUERY_KINDS, KnowledgeQuery, gives_away
 from .states import TEXT_CONTEXTS, keep_states
 from .systems import (KnowledgeParts, Reading, choose_layers, open_model, score_queries, texts_of)
@@ -91,8 +93,10 @@ def score_without_maps(parts: KnowledgeParts, readings: Mapping[str, Reading]) -
     texts = [query.text for query in parts.queries]
     answers = answer_rows(parts.queries, parts.names)
 
+    english = np.array([query.kind in (*QUERY_KINDS, *DEFINITION_KINDS) for query in parts.queries])
+
     def found(scores: np.ndarray) -> float:
-        return (answer_ranks(scores, answers) <= 10).mean()
+        return (answer_ranks(scores, answers) <= 10)[english].mean()
 
     def own(name: str) -> dict[str, np.ndarray]:
         return own_scores(readings[name].queries, readings[name].texts, texts, parts.names)

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..core.config import Training, resolve_path
 from ..core.presets import change, get_preset
-from .definitions import LANGUAGES, define_names, name_in, read_wordnet
+from ..data.concepts import NamedPicture, read_pictures
+from .definitions import NAME_LANGUAGES, define_names, name_in, read_wordnet
 from .grounding import NamedTexts, train_maps
-from .pictures import NamedPicture, read_pictures, stand_in_pictures
+from .pictures import stand_in_pictures
 from .queries import KnowledgeQuery, with_pictures, read_queries
 from .states import TextStates
 from ..model.checkpoint import new_model
@@ -60,7 +61,7 @@ def open_parts(pictures: str, language_model: str, wordnet: str, limit: int | No
         kept += define_names(read_wordnet(wordnet), {picture.name: picture.aliases for picture in shown})
     except FileNotFoundError:
         left["definitions"] = f"{wordnet} is not there (make wordnet)"
-    for language in LANGUAGES:
+    for language in NAME_LANGUAGES:
         kept += name_in(language, [picture.name for picture in shown])
     if not (resolve_path(language_model) / "config.json").is_file():
         left["language model"] = f"{language_model} is not there (make smollm2); the miniature's stands in"
