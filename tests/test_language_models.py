@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from fromage.core.config import Training
+from fromage.core.presets import MODERN, change, get_preset
 from fromage.model.architectures import tiny_config, tiny_model
+from fromage.model.checkpoint import new_model
 from fromage.model.conformance import check_model, examine, plain_logits, training_distance
 from fromage.model.generation import Decoding, check_room, generate, generate_captions, stop_ids
 from fromage.model.losses import make_batch
@@ -19,7 +22,11 @@ from fromage.model.prompts import Prompt, build_prompt
 from fromage.model.steps import make_optimizer, train_step
 from fromage.networks.backbones import BackboneError, freeze, load_language_model
 from fromage.networks.demands import count_ids, longest_text
+from fromage.networks.opening import open_vision_tower
+from fromage.networks.shapes import LANGUAGE_SHAPES
 from fromage.networks.stand_ins import stand_in_language_model, stand_in_tokenizer
+from fromage.networks.towers import check_architecture
+from fromage.scale import footprint
 
 
 def word_tokenizer(ids: dict[str, int], split: bool = True) -> PreTrainedTokenizerFast:
@@ -160,3 +167,23 @@ def test_nothing_deprecated_is_called(kind: str) -> None:
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         assert all(finding.passed for finding in examine(model))
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_a_modern_preset_names_what_is_known(name: str) -> None:
+    names = get_preset(name).backbones
+    check_architecture(names.vision_model, names.vision_pretrained)
+    assert names.language_model in LANGUAGE_SHAPES and names.precision == "auto"
+
+
+def test_a_modern_preset_trains_and_replies_at_its_true_shape(monkeypatch) -> None:
+    """SmolLM2-135M beside SigLIP's ViT-B/16: a picture, two steps, a search and a reply."""
+    monkeypatch.setattr(footprint, "new_model", partial(new_model, check=False))  # its kind is checked above
+    config = change(get_preset("smollm2-135m"), weights="random", device="cpu", batch_size=2)
+    tower = open_vision_tower(config.backbones, "cpu")
+    assert (tower.width, tower.image_size) == (768, (224, 224))
+    way = tower.preprocessing
+    assert (way["mean"], way["std"], way["resize_mode"]) == ((0.5,) * 3, (0.5,) * 3, "squash")
+    monkeypatch.setattr(footprint, "open_vision_tower", lambda *given: tower)
+    stages = [*footprint.use(config)]
+    assert stages[1::2] == ["8 pictures through it", "2 steps of 2", "reply"]

@@ -70,5 +70,5 @@ def open_language_model(config: Config, group: Group = ALONE) -> tuple[PreTraine
 def open_vision_tower(names: Backbones, device: str) -> VisionTower:
     """The frozen tower of a configuration."""
     if names.weights == "random":
-        return random_vision_tower(names.vision_model, device, names.tower_precision)
+        return random_vision_tower(names.vision_model, device, names.tower_precision, pretrained=names.vision_pretrained)
     return load_vision_tower(names.vision_model, names.vision_pretrained, device, names.tower_precision)
