@@ -2,15 +2,24 @@
 
 import json
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from fromage.chat.conversation import Conversation
+from fromage.chat.dialogue import CHAT, Dialogue, ask
+from fromage.chat.pictures import image_file, read_picture
 from fromage.core.config import Training
+from fromage.core.presets import MODERN, change, get_preset
+from fromage.model import generation
 from fromage.model.architectures import tiny_config, tiny_model
+from fromage.model.checkpoint import new_model
 from fromage.model.conformance import check_model, examine, plain_logits, training_distance
 from fromage.model.generation import Decoding, check_room, generate, generate_captions, stop_ids
 from fromage.model.losses import make_batch
@@ -19,7 +28,11 @@ from fromage.model.prompts import Prompt, build_prompt
 from fromage.model.steps import make_optimizer, train_step
 from fromage.networks.backbones import BackboneError, freeze, load_language_model
 from fromage.networks.demands import count_ids, longest_text
+from fromage.networks.opening import open_vision_tower
+from fromage.networks.shapes import LANGUAGE_SHAPES
 from fromage.networks.stand_ins import stand_in_language_model, stand_in_tokenizer
+from fromage.networks.towers import check_architecture
+from fromage.scale import footprint
 
 
 def word_tokenizer(ids: dict[str, int], split: bool = True) -> PreTrainedTokenizerFast:
@@ -160,3 +173,71 @@ def test_nothing_deprecated_is_called(kind: str) -> None:
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         assert all(finding.passed for finding in examine(model))
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_a_modern_preset_names_what_is_known(name: str) -> None:
+    names = get_preset(name).backbones
+    check_architecture(names.vision_model, names.vision_pretrained)
+    assert names.language_model in LANGUAGE_SHAPES and names.precision == "auto"
+
+
+def test_a_modern_preset_trains_and_replies_at_its_true_shape(monkeypatch) -> None:
+    """SmolLM2-135M beside SigLIP's ViT-B/16: a picture, two steps, a search and a reply."""
+    monkeypatch.setattr(footprint, "new_model", partial(new_model, check=False))  # its kind is checked above
+    config = change(get_preset("smollm2-135m"), weights="random", device="cpu", batch_size=2)
+    tower = open_vision_tower(config.backbones, "cpu")
+    assert (tower.width, tower.image_size) == (768, (224, 224))
+    way = tower.preprocessing
+    assert (way["mean"], way["std"], way["resize_mode"]) == ((0.5,) * 3, (0.5,) * 3, "squash")
+    monkeypatch.setattr(footprint, "open_vision_tower", lambda *given: tower)
+    stages = [*footprint.use(config)]
+    assert stages[1::2] == ["8 pictures through it", "2 steps of 2", "reply"]
+
+
+TURNS = ("{{ bos_token }}{% for each in messages %}<turn>{{ each.role }}\n{{ each.content | trim }}<end>\n{% endfor %}"
+         "{% if add_generation_prompt %}<turn>assistant\n{% endif %}")
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    """A conversation with a random model whose tokenizer marks turns by tokens that no text shows."""
+    language_model, tokenizer = stand_in_language_model("llama", spare_rows=8)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>"]})
+    tokenizer.chat_template = TURNS
+    model = Fromage(language_model, tokenizer, 24, 2).eval()
+    return Conversation(SimpleNamespace(model=model, encode=lambda image: torch.zeros(24)))
+
+
+def test_a_prompt_has_the_very_ids_of_the_chat_template(talk: Conversation) -> None:
+    """Also where people write what a template reads; two tokens of a picture stand where it was put."""
+    tokenizer = talk.assistant.model.vocabulary.tokenizer
+    dialogue = Dialogue(template=CHAT)
+    messages = []
+    for question, reply in (("a {{ red }} car", "the old man."), ("is it {% big %} ?", None)):
+        dialogue = ask(dialogue, question)
+        messages.append({"role": "user", "content": question})
+        if reply:
+            dialogue = replace(dialogue, exchanges=(replace(dialogue.exchanges[0], answer=(reply,)),))
+            messages.append({"role": "assistant", "content": reply})
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    found, left_out = talk.prompt(dialogue, 8)
+    assert found.ids == tokenizer(expected, add_special_tokens=False).input_ids and left_out == 0
+    image = talk.assistant.model.vocabulary.image_id
+    seen = talk.prompt(ask(Dialogue(template=CHAT), "a car", [read_picture("grey.png", image_file(8, 8))]), 8)[0]
+    begin = tokenizer("</s><turn>user\n", add_special_tokens=False).input_ids
+    assert seen.ids[:len(begin) + 2] == [*begin, image, image] and len(seen.features) == 1
+
+
+@pytest.mark.parametrize("end", ["<end>", "</s>"])
+def test_an_answer_ends_with_the_turn_and_not_with_a_line(talk: Conversation, monkeypatch, end: str) -> None:
+    tokenizer = talk.assistant.model.vocabulary.tokenizer
+    script = tokenizer(f"the man\nthe car{end}a cat", add_special_tokens=False).input_ids
+    told = iter(script)
+    monkeypatch.setattr(generation, "choose_ids", lambda logits, *rest: torch.full(logits.shape[:1], next(told)))
+    asked = ask(Dialogue(template=CHAT), "who is it?")
+    answered = talk.respond(asked, Decoding(max_new_tokens=len(script)), mode="words").exchanges[0]
+    assert answered.answer == ("the man\nthe car",)
+    told = iter(script)
+    assert talk.respond(replace(asked, template="{images}{text}{reply}"), Decoding(max_new_tokens=len(script)),
+                        mode="words").exchanges[0].answer == ("the man",)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ChoosesPicture', 'MODES', 'AT_ONCE', 'Gallery', 'is_saved_index', 'open_gallery', 'match_gallery', 'seen_rows',
-           'steps_of', 'show_images', 'check_mode', 'decode_mode', 'Conversation', 'wants_picture']
+           'steps_of', 'show_images', 'check_mode', 'decode_mode', 'own_turns', 'decode_turn', 'Conversation',
+           'prompt_from', 'wants_picture']
 
 # %% ../../nbs/chat/03_conversation.ipynb #5fa4743f
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .dialogue import PLAIN, QUESTIONS, Dialogue, Step, fit_context, give_answer, prompt_pieces
+from .dialogue import (CHAT, PLAIN, QUESTIONS, Dialogue, Render, Step, end_of_turn, fit_context, give_answer,
+                                   prompt_pieces, split_turns)
 from .pictures import DialogueError, Picture, read_picture
 from ..core.config import resolve_path
 from ..data.sources import BadImage, read_inside
@@ -26,6 +28,7 @@ from ..model.index_sets import is_index_set, open_index
 from ..model.interleaving import Pieces, answer, finish_reply
 from ..model.prompts import Prompt, build_prompt
 from ..model.retrieval import Index
+from ..model.tokens import Vocabulary
 from ..networks.demands import longest_text
 from ..networks.splits import render_if_mini
 
@@ -142,6 +145,31 @@ def decode_mode(decoding: Decoding, mode: str | None, bare: bool) -> Decoding:
         return replace(decoding, ret_bias=AT_ONCE, max_rets=1, min_words=0)
     return replace(decoding, max_rets=0) if mode == "words" else decoding
 
+# %% ../../nbs/chat/03_conversation.ipynb #03c00002
+def own_turns(vocabulary: Vocabulary) -> Render | None:
+    """A tokenizer's chat template: messages to the text of a prompt; None where it has none."""
+    if not getattr(vocabulary.tokenizer, "chat_template", None):
+        return None
+
+    def render(messages: list[dict[str, str]]) -> str:
+        try:
+            return vocabulary.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=messages[-1]["role"] == "user", enable_thinking=False)
+        except Exception as problem:  # a template is a program, and raises what it likes
+            raise DialogueError(f"This language model's chat template refuses the dialogue ({problem}); choose "
+                                "another form in the settings.") from None
+    return render
+
+
+def decode_turn(decoding: Decoding, vocabulary: Vocabulary) -> tuple[Decoding, list[int]]:
+    """Decoding that ends with a turn of the tokenizer's chat template and not with a line, and the ids of that end."""
+    render = own_turns(vocabulary)
+    end = end_of_turn(render) if render else ""
+    if not end:
+        return decoding, []
+    return (replace(decoding, stop=(*(text for text in decoding.stop if text.strip("\n")), end)),
+            vocabulary.encode(end, bos=False))
+
 # %% ../../nbs/chat/03_conversation.ipynb #a65d2ff1
 @dataclass
 class Conversation:
@@ -159,17 +187,9 @@ class Conversation:
 
     def prompt(self, dialogue: Dialogue, room: int, bare: bool = False) -> tuple[Prompt, int]:
         """The prompt that leaves `room` tokens for the reply, and how many exchanges it leaves out."""
-        model = self.assistant.model
-        limit = (longest_text(model.language_config) or 1 << 30) - room
-
-        def build(pieces: list[str | Picture]) -> Prompt:
-            # a text begins behind a last picture, as captions do
-            whole = [*pieces, ""] if isinstance(pieces[-1], Picture) else pieces
-            parts = [piece if isinstance(piece, str) else self.encode(piece) for piece in whole]
-            return build_prompt(model, parts)
-
-        first = fit_context(dialogue, lambda pieces: len(build(pieces).ids), limit, bare)
-        return build(prompt_pieces(dialogue, first, bare)), first
+        limit = (longest_text(self.assistant.model.language_config) or 1 << 30) - room
+        first = fit_context(dialogue, lambda first: len(prompt_from(self, dialogue, first, bare).ids), limit)
+        return prompt_from(self, dialogue, first, bare), first
 
     def respond(self, dialogue: Dialogue, decoding: Decoding = Decoding(),
                 teller: ChoosesPicture | None = None, mode: str | None = None) -> Dialogue:
@@ -179,6 +199,9 @@ class Conversation:
             raise DialogueError("There is no question to answer.")
         decoding = decode_mode(decoding, mode, bare := wants_picture(self, dialogue, mode))
         prompt, _ = self.prompt(dialogue, decoding.max_new_tokens, bare)
+        ends: list[int] = []
+        if dialogue.template == CHAT and not bare:
+            decoding, ends = decode_turn(decoding, self.assistant.model.vocabulary)
         decoding = replace(decoding, seed=decoding.seed + dialogue.exchanges[-1].attempt)
         index = self.gallery and self.gallery.index
         shown = seen_rows(dialogue)
@@ -186,11 +209,23 @@ class Conversation:
 
         def listen(row: int, reply: Reply) -> bool | None:
             pieces = show_images(self.gallery, finish_reply(reply, index, decoding, shown).pieces, known)
-            return teller(pieces, steps_of(self.assistant, reply)) if teller else None
+            told = teller(pieces, steps_of(self.assistant, reply)) if teller else None
+            return False if ends and reply.ids[-1:] == ends else told
 
         found, = answer(self.assistant.model, [prompt], index, decoding, listen, [shown])
         return give_answer(dialogue, show_images(self.gallery, found.pieces, known),
                            steps_of(self.assistant, found.reply))
+
+# %% ../../nbs/chat/03_conversation.ipynb #03c00005
+def prompt_from(conversation: Conversation, dialogue: Dialogue, first: int, bare: bool) -> Prompt:
+    """The prompt of a dialogue from exchange `first` on."""
+    model = conversation.assistant.model
+    pieces = prompt_pieces(dialogue, first, bare, own_turns(model.vocabulary))
+    # a text begins behind a last picture, as captions do
+    whole = [*pieces, ""] if isinstance(pieces[-1], Picture) else pieces
+    parts = [piece if isinstance(piece, str) else conversation.encode(piece) for piece in whole]
+    turns = dialogue.template == CHAT and split_turns(dialogue, first, bare)[0]
+    return build_prompt(model, parts, "none" if turns else "first")  # a chat template says itself how it begins
 
 # %% ../../nbs/chat/03_conversation.ipynb #c4020004
 def wants_picture(conversation: Conversation, dialogue: Dialogue, mode: str | None) -> bool:

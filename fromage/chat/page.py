@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 
 from ipywidgets import Box, Button, FileUpload, Text, VBox
 
-from .conversation import Conversation
+from .conversation import Conversation, own_turns
 from .dialogue import QUESTIONS, Dialogue, Step, is_bare
 from .pictures import DialogueError, Picture, text_html
 from .transcripts import copy_html
-from .widgets import (PAGE_STYLE, Controls, answer_html, exchange_view, picture_row,
-                                  probability_plot,
-                                  section)
+from .widgets import (PAGE_STYLE, Controls, answer_html, exchange_view, offer_turns,
+                                  picture_row, probability_plot, section)
 from ..core.serving import note, status_html
 from ..model.prompts import Prompt, show_prompt
 
@@ -158,8 +157,9 @@ def arrange_page(page: Page) -> VBox:
 
 
 def show_head(page: Page) -> None:
-    """Says what the page is, and among how many images it finds some."""
+    """Says what the page is, and among how many images it finds some; offers the forms that the model has."""
     gallery = page.conversation.gallery
+    offer_turns(page.controls, own_turns(page.conversation.assistant.model.vocabulary) is not None)
     found = "text out; there is no image index"
     if gallery:
         found = f"text and images out, found among {len(gallery.index):,}"

@@ -162,15 +162,15 @@ class Section:
 class Backbones(Section):
     """The frozen language model and vision tower: names on a hub, or local folders."""
     language_model: str = setting("data/mini/lm", "Hugging Face causal language model: hub name or folder")
-    precision: str = setting("float32", "arithmetic of the frozen model", choices=("float32", "bfloat16"))
+    precision: str = setting("float32", "arithmetic of the frozen model; auto: the one that is fast here",
+                             choices=("float32", "bfloat16", "auto"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
     weights: str = setting("trained", "of both networks; random: their true shapes, to measure with",
                            choices=("trained", "random"))
     quantization: str = setting("none", "numbers that the language model's frozen layers are packed in",
                                 choices=("none", "int8", "nf4"))
-    tower_precision: str = setting("float32", "arithmetic of the vision tower's features",
-                                   choices=("float32", "bfloat16"))
+    tower_precision: str = setting("float32", "of the vision tower", choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Config(Section):
         if self.training.batch_size % 2 and self.training.concat_probability > 0:
             raise ConfigError(f"batch_size = {self.training.batch_size}: allowed is an even number if "
                               "concat_probability > 0")
-        if self.grounding.tuning == "all" and self.backbones.precision != "float32":
+        if self.grounding.tuning == "all" and self.backbones.precision == "bfloat16":
             raise ConfigError(f"precision = {self.backbones.precision!r}: allowed is 'float32' if tuning = "
                               "'all'")
         packed = self.backbones.quantization != "none"

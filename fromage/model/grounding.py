@@ -15,7 +15,7 @@ from ..core.records import atomic_path
 from .checkpoint import new_model
 from .model import Fromage
 from .steps import FeaturePairs, open_pairs
-from .training import Run, fit
+from .training import Run, fit, settle_run
 from ..networks.opening import open_vision_tower
 from ..networks.splits import Split, load_split
 
@@ -38,6 +38,7 @@ def open_training(config: Config, group: Group = ALONE) -> tuple[Fromage, list[F
 
 def ground_networks(config: Config, folder: str | Path) -> Run:
     """Train the maps between a configuration's two networks in `folder`, from the start."""
+    config = settle_run(config, folder, resume=False)
     model, pairs, tower = open_training(config)
     return fit(model, *pairs, config, folder, False, tower)
 

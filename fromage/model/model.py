@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .tokens import Vocabulary
-from ..networks.attention import without_planning
+from ..networks.attention import attention_kernels
 from ..networks.backbones import fingerprint_language_model, tune
 from ..networks.demands import (CACHE, attention_window, check_language_model, count_rows,
                                       embedding_scale, language_config, text_model)
@@ -215,7 +215,7 @@ def run_language_model(model: Fromage, embeddings: Tensor, cache: Cache | None =
     arguments = {"attention_mask": mask, "position_ids": positions, CACHE: cache}
     if not positions_accepted(type(base)):
         arguments.pop("position_ids")
-    with without_planning(embeddings.device):
+    with attention_kernels(embeddings.device):
         return base(inputs_embeds=embeddings, use_cache=use_cache or cache is not None,
                     output_hidden_states=all_layers,
                     return_dict=True, **arguments)

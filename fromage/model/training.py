@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE_TO_CHANGE', 'embed_pairs', 'validate', 'Run', 'first_pairs', 'run_identity', 'record_validation', 'begin_run',
-           'fit']
+           'settle_run', 'fit']
 
 # %% ../../nbs/model/12_training.ipynb #5a8d1a71
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.boundaries import check_finite, check_replaceable
-from ..core.config import Config, resolve_path
+from ..core.config import Config, ConfigError, resolve_path
 from ..core.folders import Hold
 from ..core.groups import ALONE, Group
 from ..core.metrics import Estimate, bleu, ranks, retrieval_estimates
@@ -32,6 +32,7 @@ from .losses import caption_losses, retrieval_pass
 from .model import Fromage, project_images
 from .steps import (FeaturePairs, concatenates, joins_queries, learning_rate, make_optimizer,
                                  step_rows, train_step)
+from ..networks.opening import settle_precision
 
 # %% ../../nbs/model/12_training.ipynb #1375101a
 @torch.no_grad()
@@ -171,6 +172,22 @@ def begin_run(model: Fromage, optimizer: torch.optim.Optimizer, identity: dict, 
             run.restore(load_state(run.closed_path, model, optimizer, identity))
     return run
 
+# %% ../../nbs/model/12_training.ipynb #12a00002
+def settle_run(config: Config, folder: str | Path, resume: bool = True) -> Config:
+    """With `precision = "auto"` settled: as the run in `folder` that this one would continue has it,
+    else as is fast here."""
+    run = Run(resolve_path(folder))
+    begun = None
+    if config.backbones.precision == "auto" and resume:
+        for path in (run.closed_path, earlier(run.state_path), run.state_path):
+            try:
+                header = load_tensors(path, "training state", verify=False)[1]
+            except CheckpointError:  # none, or a damaged one, of which `begin_run` tells
+                continue
+            if path != run.closed_path or len(header["history"]) < config.training.steps:
+                begun = header["identity"].get("precision")
+    return settle_precision(config, begun)
+
 # %% ../../nbs/model/12_training.ipynb #ebd906d0
 def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: Config, folder: str | Path,
         resume: bool = True,
@@ -178,6 +195,8 @@ def fit(model: Fromage, train: FeaturePairs, validation: FeaturePairs, config: C
         group: Group = ALONE) -> Run:
     """Train for `config.training.steps`, telling `watch`; continues an unfinished
     run bit by bit unless `resume` is False. Each process of a `group` takes its rows of every batch."""
+    if config.backbones.precision == "auto":
+        raise ConfigError("precision = 'auto': allowed is a settled one; model.training.settle_run settles it")
     training = config.training
     joined = training.concat_probability or training.retrieval_concat_probability
     group.check(training.batch_size, 2 if joined else 1)

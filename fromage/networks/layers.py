@@ -7,6 +7,7 @@ __all__ = ['list_layers', 'recomputing', 'recompute_layers', 'share_layers', 'co
 
 # %% ../../nbs/networks/14_layers.ipynb #3a6a9021
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
+from .attention import attention_kernels
 from .backbones import fingerprint_language_model
 from .demands import language_config, text_model
 
@@ -33,7 +35,9 @@ def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
         cached = any(isinstance(value, Cache) for value in (*values, *options.values()))
         if cached or not torch.is_grad_enabled():
             return forward(*values, **options)
-        return checkpoint(forward, *values, use_reentrant=False, **options)
+        device = next(value.device for value in (*values, *options.values()) if isinstance(value, torch.Tensor))
+        kernels = nullcontext(), attention_kernels(device)  # the way back is outside of the model's own context
+        return checkpoint(forward, *values, use_reentrant=False, context_fn=lambda: kernels, **options)
     return run
 
 

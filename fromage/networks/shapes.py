@@ -73,13 +73,16 @@ def random_language_model(name: str, dtype: str = "float32", device: str = "cpu"
     return freeze(model, device), tokenizer
 
 # %% ../../nbs/networks/12_shapes.ipynb #05ba3ae8
-def random_vision_tower(name: str, device: str = "cpu", precision: str = "float32", seed: int = 0) -> VisionTower:
-    """A frozen tower of this architecture or folder with random weights."""
+def random_vision_tower(name: str, device: str = "cpu", precision: str = "float32", seed: int = 0,
+                        pretrained: str | None = None) -> VisionTower:
+    """A frozen tower of this architecture with random weights; pictures are prepared as for those of the tag
+    `pretrained`."""
     full_name = RELEASED_TOWERS.get(name, name)
     if full_name not in open_clip.list_models():
         raise BackboneError(f"vision tower {name!r} with random weights: allowed is an architecture of "
                             f"open_clip.list_models(), such as ViT-L-14, or {', '.join(RELEASED_TOWERS)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.create_model(full_name, load_weights=False)
+        way = open_clip.get_pretrained_cfg(full_name, pretrained) if pretrained else None
+        model = open_clip.create_model(full_name, load_weights=False, force_preprocess_cfg=way)
     return VisionTower(model, full_name, device, precision)

@@ -115,8 +115,11 @@ def tower_preprocessing(tower: Any, squash: bool = False) -> Callable[[Image.Ima
 def count_cut(tokenizer: Any, texts: list[str]) -> int:
     """How many texts have more tokens than the context of a tower's tokenizer."""
     length = tokenizer.context_length
+    fits = tokenizer(["", *texts], context_length=length)
     longer = tokenizer(["", *texts], context_length=length + 1)
-    return (longer[1:, length] != longer[0, length]).sum().item()  # an empty text ends in padding
+    padded = longer[:, length] == longer[0, length]  # an empty text ends in padding
+    moved = (fits != longer[:, :length]).any(1)  # the end of a text that is cut, which SigLIP's padding looks like
+    return (moved | ~padded).sum().item()
 
 # %% ../../nbs/networks/02_towers.ipynb #8750a9c3
 class VisionTower:

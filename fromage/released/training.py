@@ -22,7 +22,8 @@ from ..model.losses import CaptionBatch, make_batch
 from ..model.model import Fromage, trained_parameters
 from ..model.steps import StepLosses, make_optimizer, train_step
 from ..networks.backbones import DTYPES
-from ..networks.stand_ins import stand_in_language_model
+from ..networks.shapes import LANGUAGE_SHAPES, random_language_model
+from ..networks.stand_ins import stand_in_language_model, stand_in_tokenizer
 
 # %% ../../nbs/released/00_training.ipynb #afa0d391
 class PlainModel(nn.Module):
@@ -137,37 +138,48 @@ SHAPES = {"tiny": {"width": 32, "layers": 2, "heads": 4, "vocabulary": 400, "spa
           "opt-125m": {"width": 768, "layers": 12, "heads": 12, "vocabulary": 50265, "spare_rows": 7}}
 
 
-def random_batch(model: Fromage, batch_size: int, width: int, seed: int) -> CaptionBatch:
-    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average,
-    and random features (B, width)."""
+def random_batch(model: Fromage, batch_size: int, width: int, seed: int,
+                 words: tuple[int, int] | None = None) -> CaptionBatch:
+    """Random captions of 6 to 24 ids, `bos` and `[RET]` included, 13 on average, or with so many `words`
+    from the first to the last number of them; and random features (B, width)."""
     rng = np.random.default_rng(seed)
     vocabulary = model.vocabulary
     lengths = np.clip(rng.normal(11, 4, batch_size).round(), 4, 22).astype(int)
+    if words:
+        lengths = rng.integers(words[0], words[1] + 1, batch_size)
     captions = [[vocabulary.bos_id, *rng.integers(2, len(vocabulary.tokenizer), n).tolist(),
                  vocabulary.ret_id] for n in lengths]
     return make_batch(captions, torch.from_numpy(rng.normal(size=(batch_size, width)).astype(np.float32)))
 
 
-def shaped_model(shape: str | dict[str, int], width: int, precision: str = "float32", seed: int = 0) -> Fromage:
-    """A model around a random OPT of `shape`, a name or its sizes, for images of `width` features."""
-    if isinstance(shape, str) and shape not in SHAPES:
-        raise ValueError(f"shape = {shape!r}: allowed is {', '.join(SHAPES)}")
-    sizes = SHAPES[shape] if isinstance(shape, str) else shape
-    language_model, tokenizer = stand_in_language_model("opt", seed=seed, **sizes)
-    return Fromage(language_model.to(DTYPES[precision]), tokenizer, width)
+def shaped_model(shape: str | dict[str, int], width: int, precision: str = "float32", seed: int = 0,
+                 visual_tokens: int = 1) -> Fromage:
+    """A model around a random OPT of `shape`, a name or its sizes, or around another family's shape by its hub name,
+    for images of `width` features."""
+    known = [*SHAPES, *LANGUAGE_SHAPES]
+    if isinstance(shape, str) and shape not in known:
+        raise ValueError(f"shape = {shape!r}: allowed is {', '.join(known)}")
+    sizes = SHAPES.get(shape) if isinstance(shape, str) else shape
+    if sizes:
+        language_model, tokenizer = stand_in_language_model("opt", seed=seed, **sizes)
+    else:
+        language_model, _ = random_language_model(shape, precision, seed=seed)
+        rows = language_model.get_input_embeddings().num_embeddings
+        tokenizer = stand_in_tokenizer(rows - 7)  # the published form has a row for images
+    return Fromage(language_model.to(DTYPES[precision]), tokenizer, width, visual_tokens)
 
 # %% ../../nbs/released/00_training.ipynb #2ac0c5a5
-def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0,
-                  precision: str = "float32") -> pd.DataFrame:
-    """Seconds of a step, ours and plain, on a random OPT of `shape`,
+def race_training(shape: str = "tiny", batch_size: int = 32, rounds: int = 5, seed: int = 0, precision: str = "float32",
+                  words: tuple[int, int] | None = None, visual_tokens: int = 1) -> pd.DataFrame:
+    """Seconds of a step, ours and plain, on a random language model of `shape` and captions of so many `words`,
     and the largest relative difference of any loss or norm."""
     width = 512
     training = Training(batch_size=batch_size)
-    model = shaped_model(shape, width, precision, seed)
+    model = shaped_model(shape, width, precision, seed, visual_tokens)
     plain = PlainModel(model)
     optimizer = make_optimizer(model, training)
     plain_adam = plain_optimizer(plain, training)
-    steps = [(random_batch(model, batch_size, width, number), number % 2 == 1)
+    steps = [(random_batch(model, batch_size, width, number, words), number % 2 == 1)
              for number in range(rounds + 1)]
     start = {name: value.detach().clone() for name, value in trained_parameters(model).items()}
     ours = []

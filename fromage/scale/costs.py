@@ -221,9 +221,11 @@ def measured_share(speeds: Sequence[Mapping[str, object]]) -> float:
 
 
 def check_memory(memory: Sequence[Mapping[str, object]], activations: float) -> pd.DataFrame:
-    """Measured and projected GiB of each model whose footprint a benchmark has."""
+    """Measured and projected GiB of each language model of the paper's preset whose footprint a benchmark has."""
     peaks: dict[str, float] = {}
     for line in memory:
+        if line["model"] not in LANGUAGE_SHAPES:  # a preset, beside another tower
+            continue
         peaks[line["model"]] = max(peaks.get(line["model"], 0.0), line["peak GiB"])
     rows = []
     for name, peak in peaks.items():

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from ..core.config import Config
-from ..core.presets import change, get_preset
+from ..core.presets import PRESETS, change, get_preset
 from ..model.checkpoint import new_model
 from ..model.generation import Decoding
 from ..model.interleaving import answer
@@ -31,7 +31,7 @@ from ..model.retrieval import build_index
 from ..model.scoring import score
 from ..model.steps import FeaturePairs, make_optimizer, train_step
 from ..model.training import embed_pairs
-from ..networks.opening import open_vision_tower
+from ..networks.opening import open_vision_tower, settle_precision
 from ..networks.towers import VisionTower
 from ..released.training import random_batch
 
@@ -59,11 +59,13 @@ def noise_features(tower: VisionTower, count: int, seed: int = 0) -> np.ndarray:
 
 def use(config: Config, steps: int = 2) -> Iterator[str]:
     """Trains `steps` batches, evaluates and replies; tells the name of each stage behind it."""
+    config = settle_precision(config)
     tower = open_vision_tower(config.backbones, config.device)
+    yield f"tower opened, {config.backbones.tower_precision}"
     features = noise_features(tower, max(8, config.training.batch_size))
-    yield "tower and features"
+    yield f"{len(features)} pictures through it"
     model = new_model(config, tower.width)
-    yield "language model opened and checked"
+    yield f"language model opened and checked, {config.backbones.precision}"
     pairs = noise_pairs(model, features)
     optimizer = make_optimizer(model, config.training)
     for step in range(steps):
@@ -101,9 +103,10 @@ def measure_footprint(preset: str, threads: int | None = None, **settings: Any) 
 
 
 def measure_footprints(names: Sequence[str], batch_size: int = 4) -> pd.DataFrame:
-    """The stages of the preset `paper` with each of these language models."""
-    found = [measure_footprint("paper", language_model=name, batch_size=batch_size).assign(model=name)
-             for name in names]
+    """The stages of each of these presets, or of `paper` with each of these language models."""
+    found = [measure_footprint(name, batch_size=batch_size) if name in PRESETS
+             else measure_footprint("paper", language_model=name, batch_size=batch_size) for name in names]
+    found = [each.assign(model=name) for each, name in zip(found, names)]
     return pd.concat(found) if found else pd.DataFrame(columns=["model", "stage", "seconds", "peak GiB"])
 
 
