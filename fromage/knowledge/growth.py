@@ -59,7 +59,7 @@ def growth_frame(grown: Sequence[tuple[str, int, Sequence[np.ndarray]]], groups:
     for name, number, ranks in grown:
         for group in shown:
             own = [each[groups[group]] for each in ranks]
-            rates = [100 * hits(each[each > 0], 10).mean() for each in own]
+            rates = [hits(each[each > 0], 10).mean() for each in own]
             lines.append([name, number, group, float(np.mean(rates)), int((own[0] > 0).sum())])
     return pd.DataFrame(lines, columns=["grown", "to", "queries", "R@10", "counted"])
 
