@@ -105,9 +105,9 @@ TRACES = (
     Trace(README, "a tenth of the preset's steps at three times its rate, frozen and tuned for four times", efforts),
     Trace(README, "Apache 2.0", NAME),
     Trace(README, "OpenMoji (CC BY-SA 4.0)", NAME),
-    Trace(README, "the five best of 1,923 drawings", lambda records: [records["eval_knowledge-emoji"].metrics["pictures"]]),
-    Trace(README, "find the picture among ten for 83 % of our own questions and for 77 % of a lexicographer's definitions; "
-                  "words alone find it for 11 % and 16 %", knowledge("maps on the language model", "tf-idf of names and further names")),
+    Trace(README, "best of 1,923 drawings", lambda records: [records["eval_knowledge-emoji"].metrics["pictures"]]),
+    Trace(README, "for 83 % of our own questions and for 77 % of a lexicographer's definitions; words alone find it for 11 % and "
+                  "16 %", knowledge("maps on the language model", "tf-idf of names and further names")),
     Trace(README, "found for 23 % and 9 %", knowledge("context: alone")),
     Trace(README, "(85 % and 80 %)", knowledge("the model's own states")),
     Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),

@@ -72,6 +72,8 @@ def growth_plot(frame: pd.DataFrame) -> Figure:
         for group, rows in frame[frame.grown == name].groupby("queries", sort=False):
             axes.plot(rows.to, rows["R@10"], marker="o", label=group)
         axes.set(xscale="log", xlabel=name, ylim=(0, 100))
+        axes.minorticks_off()
+        axes.set_xticks(rows.to, rows.to, rotation=45)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("R@10 (%)")
     figure.axes[0].legend(fontsize="small")
