@@ -1095,6 +1095,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'fromage/knowledge/systems.py'),
                                            'fromage.knowledge.systems.Reading': ( 'knowledge/systems.html#reading',
                                                                                   'fromage/knowledge/systems.py'),
+                                           'fromage.knowledge.systems.Reading.asked': ( 'knowledge/systems.html#reading.asked',
+                                                                                        'fromage/knowledge/systems.py'),
                                            'fromage.knowledge.systems.choose_layers': ( 'knowledge/systems.html#choose_layers',
                                                                                         'fromage/knowledge/systems.py'),
                                            'fromage.knowledge.systems.forget_all': ( 'knowledge/systems.html#forget_all',

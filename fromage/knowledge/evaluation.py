@@ -68,10 +68,11 @@ def read_states(parts: KnowledgeParts, folder: str, context: str, precision: str
     if random_control:
         asked[RANDOM_WEIGHTS] = (parts.language_model, "random", context)
     asked |= {in_context(other): (parts.language_model, "trained", other) for other in TEXT_CONTEXTS if other != context}
+    models = {which: open_model(*which, precision=precision) for which in dict.fromkeys(each[:2] for each in asked.values())}
     questions = [query.text for query in parts.queries]
     readings = {}
     for name, (model_folder, weights, words) in asked.items():
-        model = open_model(model_folder, weights, precision=precision)
+        model = models[model_folder, weights]
         layers = choose_layers(model) if words == "alone" else (-1,)
         readings[name] = Reading(*(keep_states(model, texts, layers, folder, TEXT_CONTEXTS[words])
                                    for texts in (texts_of(parts.pictures)[0], questions)))

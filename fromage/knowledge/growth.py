@@ -32,9 +32,9 @@ def ranks_of_some(parts: KnowledgeParts, reading: Reading, features: Tensor, tra
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:names or count])
     texts = named_texts(reading.texts, [parts.pictures[number] for number in chosen], "last token")
     maps = train_maps(texts, features[chosen], training, retrieval_dim, seed)
-    states = reading.queries.at("last token", -1)[reading.queries.rows([query.text for query in parts.queries])]
-    trained = [[row for row in rows if row in set(chosen.tolist())]
-               for rows in answer_rows(parts.queries, parts.names)]
+    states = reading.asked(parts.queries, "last token")
+    inside = set(chosen.tolist())
+    trained = [[row for row in rows if row in inside] for rows in answer_rows(parts.queries, parts.names)]
     counted = np.array([bool(rows) for rows in trained])
     ranks = np.zeros(len(trained), dtype=int)
     ranks[counted] = answer_ranks(maps.scores(states[counted], features), [rows for rows in trained if rows])

@@ -115,12 +115,16 @@ class Reading:
     texts: TextStates
     queries: TextStates
 
+    def asked(self, queries: Sequence[KnowledgeQuery], place: str) -> Tensor:
+        """The states (Q, D) of queries at a place in the last layer."""
+        return self.queries.at(place, -1)[self.queries.rows([query.text for query in queries])]
+
 
 def score_queries(reading: Reading, queries: Sequence[KnowledgeQuery], pictures: Sequence[NamedPicture],
                   features: Tensor, training: Training, retrieval_dim: int, place: str = "last token",
                   seeds: Iterable[int] = (0,)) -> list[np.ndarray]:
     """Scores (Q, N) of queries by maps trained with each of some seeds."""
     texts = named_texts(reading.texts, pictures, place)
-    states = reading.queries.at(place, -1)[reading.queries.rows([query.text for query in queries])]
+    states = reading.asked(queries, place)
     return [train_maps(texts, features, training, retrieval_dim, seed).scores(states, features)
             for seed in seeds]
