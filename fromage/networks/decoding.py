@@ -183,5 +183,7 @@ class Decoders(AbstractContextManager):
         if self.processes:
             self.processes.end()
         self.pool.shutdown(cancel_futures=True)
-        for each in self.processes.all if self.processes else ():
-            each.end()
+        if self.processes:
+            for each in self.processes.all:
+                each.end()
+            self.processes.folder.cleanup()
