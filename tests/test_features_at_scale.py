@@ -23,11 +23,12 @@ from torch import Tensor
 
 from fromage.core.folders import is_running
 from fromage.core.presets import PRESETS, change
+from fromage.core.workers import Claims, Worker, WorkerError
 from fromage.data.captions import open_captions
 from fromage.model import steps
 from fromage.model.steps import WINDOW_ROWS, FeaturePairs, make_pairs, open_pairs, step_rows
 from fromage.model.tokens import Vocabulary, encode_captions
-from fromage.networks import decoding, stores
+from fromage.networks import decoding, features, stores
 from fromage.networks.decoding import Decoders
 from fromage.networks.extraction import ExtractionOrder, extract_together
 from fromage.networks.features import describe_store, extract_features
@@ -155,20 +156,39 @@ def test_killed_at_any_piece_the_rest_goes_on(shards: Path, whole: FeatureStore,
     same(tmp_path / "one", whole)
 
 
-def test_a_parent_follows_its_processes_and_tells_who_was_killed(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mini tower's store by two processes, of which one is killed, is that of one."""
+def test_a_process_that_hangs_is_named_and_the_next_run_goes_on(shards: Path, whole: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a piece of one that was stopped, and nobody writes into it; once that one has ended, the store is the same."""
+    monkeypatch.setattr(features, "Claims", partial(Claims, patience=3.0))
+    stopped = start(shards, tmp_path / "store", 0.2, tmp_path / "log")
+    wait_for(tmp_path / "log", 2)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match=f"pieces.00000: process {stopped.pid} of .* was not heard of for [3-9] s"):
+        run(shards, tmp_path / "store")
+    assert time.monotonic() - begun < 30
+    stopped.kill()
+    assert ended(stopped) == -signal.SIGKILL
+    run(shards, tmp_path / "store")
+    same(tmp_path / "store", whole)
+
+
+@pytest.mark.parametrize(("sent", "told"), [(signal.SIGKILL, "was ended by SIGKILL"), (signal.SIGSTOP, "was not heard of for [3-9] s")])
+def test_a_parent_follows_its_processes_and_tells_who_ended_or_hangs(sent: signal.Signals, told: str, shards: Path, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mini tower's store by two processes, of which one is killed or stopped, is that of one."""
     import fromage.networks.extraction as extraction
     order = ExtractionOrder(("data/mini/tower", None, "cpu", "float32"), (str(shards), "shards", None), str(tmp_path / "store"))
     begin, seen = extraction.start_worker, []
 
-    def begin_and_kill(*given: object) -> subprocess.Popen:
-        seen.append(begin(*given))
+    def begin_and_strike(path: Path, worker: Worker, threads: int) -> subprocess.Popen:
+        seen.append(begin(path, worker, threads))
         if len(seen) == 1:
-            seen[0].kill()
+            wait_for(worker.pulse, 1)
+            seen[0].send_signal(sent)
         return seen[-1]
-    monkeypatch.setattr(extraction, "start_worker", begin_and_kill)
-    with pytest.warns(UserWarning, match="process 1 of 2 was ended by SIGKILL.*the others did its part"):
-        store = extract_together(order, 2)
+    monkeypatch.setattr(extraction, "start_worker", begin_and_strike)
+    with pytest.warns(UserWarning, match=f"process 1 of 2 {told}.*its last line: .*the others did its part"):
+        store = extract_together(order, 2, patience=3.0)
     assert len(store) == 41 and not any(is_running(process.pid) for process in seen)
     alone = extraction.extract_order(ExtractionOrder(order.tower, order.source, str(tmp_path / "alone")))
     assert store.content == alone.content
@@ -199,7 +219,43 @@ def test_a_picture_that_kills_its_decoder_is_counted(tmp_path: Path, monkeypatch
     keep = [number for number, name in enumerate(threads.ids) if name != "05.png"]
     np.testing.assert_array_equal(found.features, threads.features[keep])
     with Decoders(partial(tower.preprocess, squash=False)) as decoders:
-        assert decoders.collect([b""], decoders.submit([b""]))[0][0] == "broken image"
+        assert decoders.collect(decoders.submit([b""]))[0][0] == "broken image"
+
+
+class StallingTower(SlowTower):
+    """A picture of thirteen rows stops the first process that decodes it, or any."""
+
+    def __init__(self, once: Path | None):
+        super().__init__()
+        self.once = once
+
+    def preprocess(self, image: Image.Image, squash: bool = False) -> Tensor:
+        if image.height == 13 and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().preprocess(image, squash)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_decoder_that_hangs_is_replaced(always: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had is decoded by another one; a picture with which every decoder hangs is counted."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (13 if number == 5 else 400, 400, 3), np.uint8)  # more than a pipe holds
+        Image.fromarray(pixels).save(pictures / f"{number:02d}.png")
+    threads = extract_features(SlowTower(), open_captions(pictures, "folder"), tmp_path / "threads", 4)
+    monkeypatch.setattr(decoding.multiprocessing, "get_context", lambda kind: FORK)
+    monkeypatch.setattr(features, "Decoders", partial(Decoders, patience=3.0))
+    begun = time.monotonic()
+    with pytest.warns(UserWarning, match="decoder [12] of 2 was not heard of for [3-9] s, its last line: nothing; another one goes on"):
+        found = extract_features(StallingTower(None if always else tmp_path / "once"), open_captions(pictures, "folder"), tmp_path / "processes", 4,
+                                 decoders=2)
+    assert time.monotonic() - begun < 30
+    keep = [number for number, name in enumerate(threads.ids) if name != "05.png" or not always]
+    np.testing.assert_array_equal(found.features, threads.features[keep])
+    assert {name: each["names"] for name, each in found.problems["reasons"].items()} == ({"image that ends its decoder": ["05.png"]} if always else {})
 
 
 def test_damage_in_a_large_store_stops_its_reader(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TERMINAL_AFTER', 'LOG_INTERVAL', 'LISTENER', 'TerminalLine', 'open_terminal', 'Progress', 'Heard', 'heard',
-           'progress', 'Stopwatch']
+           'progress', 'say_progress', 'Stopwatch']
 
 # %% ../../nbs/core/09_progress.ipynb #082e92e8
 import os
@@ -137,6 +137,11 @@ def progress(iterable: Iterable, total: int | None = None, label: str = "progres
     total = len(iterable) if total is None and isinstance(iterable, Sized) else total
     listener = LISTENER.get()
     return Heard(iterable, total, label, listener) if listener else Progress(iterable, total, label)
+
+
+def say_progress(shown: Progress) -> None:
+    """A listener of a process with a log: one line."""
+    print(shown, file=sys.stderr, flush=True)
 
 # %% ../../nbs/core/09_progress.ipynb #5709c001
 class Stopwatch:

@@ -26,9 +26,9 @@ import torch
 
 from ..core.boundaries import read_json
 from ..core.config import resolve_path
-from ..core.progress import progress
+from ..core.progress import heard, progress, say_progress
 from ..core.records import write_text
-from ..core.workers import PULSE, Worker, WorkerError
+from ..core.workers import PATIENCE, PULSE, Worker, WorkerError
 from ..data.captions import open_captions
 from ..data.parts import divide_source
 from .decoding import outlive
@@ -122,7 +122,7 @@ def follow_pieces(workers: Sequence[Worker], running: Sequence[subprocess.Popen]
     yield from left
 
 # %% ../../nbs/networks/16_extraction.ipynb #13e0a00a
-def extract_together(order: ExtractionOrder, processes: int, patience: float = 60.0) -> FeatureStore:
+def extract_together(order: ExtractionOrder, processes: int, patience: float = PATIENCE) -> FeatureStore:
     """Makes the store of an order in so many processes of this host, beside those of others; WorkerError where
     it did not become whole."""
     folder = resolve_path(order.folder)
@@ -162,7 +162,8 @@ def main() -> None:
     place, number = given.worker
     Worker(int(number), place).begin()
     threading.Thread(target=outlive, args=(os.getppid(),), daemon=True).start()
-    extract_order(order, int(number))
+    with heard(say_progress):  # so the last line of its log names its piece
+        extract_order(order, int(number))
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a process of its own, not this notebook

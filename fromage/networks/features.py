@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 
 from ..core.config import resolve_path
-from ..core.folders import locked
 from ..core.progress import progress
 from ..core.records import portable_path
+from ..core.workers import Claims
 from ..data.parts import add_problems, divide_source, problems_since
 from ..data.sources import CaptionedImage, CaptionSource, Problems, sum_examples
 from .decoding import Decoded, Decoders
@@ -92,16 +92,15 @@ def read_batches(source: CaptionSource, writer: StoreWriter, batch_size: int,
 def decode_ahead(batches: Iterator[ReadBatch], decoders: Decoders, depth: int,
                  seconds: dict[str, float]) -> Iterator[tuple[ReadBatch, list[Decoded]]]:
     """Each batch with its pixels, while up to `depth` are decoded; adds to `seconds` of decoding and waiting."""
-    ahead: deque[tuple[ReadBatch, list[bytes], Sequence[Future | None]]] = deque()
+    ahead: deque[tuple[ReadBatch, Sequence[Future]]] = deque()
     while True:
         while len(ahead) < depth and (batch := next(batches, None)):
-            data = [example.data for example in batch.examples]
-            ahead.append((batch, data, decoders.submit(data)))
+            ahead.append((batch, decoders.submit([example.data for example in batch.examples])))
         if not ahead:
             return
-        batch, data, begun = ahead.popleft()
+        batch, begun = ahead.popleft()
         with timed(seconds, "wait for decoders"):
-            loaded = decoders.collect(data, begun)
+            loaded = decoders.collect(begun)
         seconds["decode"] += sum(took for _, took in loaded)
         yield batch, loaded
 
@@ -170,12 +169,12 @@ def fill_pieces(tower: VisionTower, pieces: Sequence[CaptionSource], folder: Pat
                 decoders: Decoders) -> Iterator[str]:
     """Makes all pieces of the store in `folder` whole, those that other processes hold by waiting for them;
     after each batch, how far it is."""
-    left = [*range(len(pieces))]
+    left, claims = [*range(len(pieces))], Claims()
     while left:
         for number in left:
             place = piece_folder(folder, number)
             parts = describe_store(tower, pieces[number], way.dtype, way.squash)
-            with locked(place, wait=False) as free:
+            with claims.claim(place) as free:
                 for rows in fill_store(tower, pieces[number], place, parts, way, decoders,
                                        piece=True) if free else ():
                     yield f"{rows} images in piece {number + 1} of {len(pieces)}"
@@ -191,12 +190,17 @@ def fill_folder(tower: VisionTower, source: CaptionSource, folder: Path, parts: 
     with Decoders(tower_preprocessing(tower, way.squash), way.decoders) as decoders:
         if len(pieces) > 1:
             yield from fill_pieces(tower, pieces, folder, way, decoders)
-        with locked(folder):
-            if len(pieces) == 1:
-                for rows in fill_store(tower, source, folder, parts, way, decoders, limit):
-                    yield f"{rows} images in the store"
-            elif not (folder / "manifest.json").is_file():
-                finish_pieces(folder, parts, len(pieces), name_origin(tower, source))
+        claims = Claims()
+        while not (folder / "manifest.json").is_file():
+            with claims.claim(folder) as free:
+                if free and len(pieces) == 1:
+                    for rows in fill_store(tower, source, folder, parts, way, decoders, limit):
+                        yield f"{rows} images in the store"
+                elif free:
+                    finish_pieces(folder, parts, len(pieces), name_origin(tower, source))
+            if not free:
+                time.sleep(PAUSE)
+        check_parts(folder, read_manifest(folder)["parts"], parts)
 
 # %% ../../nbs/networks/10_features.ipynb #1e0fea08
 def extract_features(
