@@ -126,7 +126,7 @@ knowledge: environment
 	-@python -m fromage.real.catalogue openmoji
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p precision bfloat16 \
-	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p report reports/eval_knowledge-emoji </dev/null
+	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
 # The test that looks at the page keeps a picture.
