@@ -6,7 +6,8 @@
 __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS', 'look', 'verdict', 'sentence', 'say',
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
-           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'find_costs', 'note_finding']
+           'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'find_costs', 'find_sight',
+           'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -56,19 +57,16 @@ FULL_CONTEXT = "FROMAGe, 5 captions + 4 images †"
 def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`train`: the finding, and what it does not show."""
     search, named, asked = (("grounded", name) for name in (
-        "caption to image: R@1 of the ceiling", "captions: precision of things named",
-        "colour asked, one thing"))
+        "caption to image: R@1 of the ceiling", "captions: precision of things named", "colour asked, one thing"))
     found, written = (look(metrics, "controls", name) or {} for name in ("found", "written"))
-    return sentences(
-        say(("a caption finds its image in {} %", look(metrics, "text_to_image.R@1")),
+    return sentences(say(("a caption finds its image in {} %", look(metrics, "text_to_image.R@1")),
             ("captions that leave things out allow {:.1f} %", look(metrics, *search, "ceiling")),
             ("the truth in words finds it in {} %", look(found, "the truth in words", "R@1")),
             ("another image's caption in {} %", look(found, "another image's caption", "R@1")),
             ("chance {:.1f} %", look(metrics, *search, "chance"))),
         say(*((f"with {name} in its place the captions written have a BLEU-4 of {{}}" if number else
                "captions written from the image have a BLEU-4 of {}", look(written, name, "BLEU-4"))
-              for number, name in enumerate(("the image", "another image", "no image",
-                                             "the truth in words")))),
+              for number, name in enumerate(("the image", "another image", "no image", "the truth in words")))),
         say(("of the things that written captions name {} % are there", look(metrics, *named, "value")),
             ("of those named for another image {} %", look(metrics, *named, "another image")),
             ("of those named without one {} %", look(metrics, *named, "no image"))),
@@ -101,8 +99,7 @@ def find_dialogues(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_visdial`: the finding, and what it does not show."""
     worth = [(name, look(metrics, "differences", f"MRR, the image - {name}")) for name in IMAGE_PLACES]
     told = [(f"{verdict(each)} that with {name} by {{:+.1f}}", each) for name, each in worth if each]
-    return sentences(
-        say(("with the image the right answer has an MRR of {}", look(metrics, "answers", "corrected",
+    return sentences(say(("with the image the right answer has an MRR of {}", look(metrics, "answers", "corrected",
               "MRR")), *told, ("the frequency of answers given the kind of question gives {}", look(metrics,
               "in the image's place", "frequency given the kind of question", "MRR")),
             ("the published protocol gives {}", look(metrics, "answers", "published", "MRR"))),
@@ -163,16 +160,14 @@ def find_ablations(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 def find_speed(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`benchmark`: the finding, and what it does not show."""
-    return sentences(
-        say(("at the same result training is {:.1f} times as fast as published", look(metrics,
+    return sentences(say(("at the same result training is {:.1f} times as fast as published", look(metrics,
               "training, plain time / ours")), ("generation {:.1f} times", look(metrics,
               "generation, one prompt to the released loop")), ("16 prompts at once {:.1f} times",
              look(metrics, "generation, 16 prompts to the released loop")), ("scoring answers {:.1f} times",
              look(metrics, "candidates, all different, plain time / ours")), ("stories {:.1f} times",
              look(metrics, "stories, plain time / ours"))),
         say(("the demo's first token comes after {:.3f} s", look(metrics, "first token (s)")),
-            ("the reply after {:.3f} s", look(metrics,
-              "reply (s)")))), "other machines, other shapes, or a GPU"
+            ("the reply after {:.3f} s", look(metrics, "reply (s)")))), "other machines, other shapes, or a GPU"
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0023
 def find_networks(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -184,8 +179,7 @@ def find_networks(metrics: Mapping[str, Any]) -> tuple[str, str]:
             say(("the shipped language model, asked after a caption, tells the colour of one of two things "
             "in a share of {:.2f}", look(metrics, "shipped probe: colour after a caption, two things"))),
         say(("the shipped tower finds a caption's image in {:.1f} %", tower and 100 * tower),
-            ("captions allow {:.1f} %", ceiling and 100 * ceiling),
-            ("a linear probe reads the style in {:.1f} %",
+            ("captions allow {:.1f} %", ceiling and 100 * ceiling), ("a linear probe reads the style in {:.1f} %",
              style and 100 * style))), "what networks pretrained on the web know"
 
 
@@ -200,21 +194,18 @@ def find_claims(metrics: Mapping[str, Any]) -> tuple[str, str]:
 def find_features(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`prepare`: the finding, and what it does not show."""
     return say(("{:,} images are in the store", look(metrics, "images in the store")),
-               ("{:,} were seen", look(metrics, "images seen"))), (
-        "whether captions belong to their images")
+               ("{:,} were seen", look(metrics, "images seen"))), ("whether captions belong to their images")
 
 
 def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_knowledge`: the finding, and what it does not show."""
     systems = (("maps trained on names, read where a dictionary asks for a word, find its picture among the ten best in {} %",
-                "maps on the language model"),
-               ("on random weights in {} %", "random weights"),
+                "maps on the language model"), ("on random weights in {} %", "random weights"),
                ("where the text stands alone in {} %", "context: alone"),
                ("the language model's own states, read in the same context, in {} %", "the model's own states"),
                ("of texts alone in {} %", "the model's own states, text alone, best of all"),
                ("words alone in {} %", "tf-idf of names and further names"))
-    return sentences(*(
-        say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))
+    return sentences(*(say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))
               for number, (text, name) in enumerate(systems)),
             ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
         for group, opening in (("own queries", "of a query that names nothing "),
@@ -236,10 +227,8 @@ def find_compositions(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
     space = ("probes", "style, space of images")
     best = best_remedy(metrics)
-    return sentences(
-        say(("an order for another style finds the picture's object in that style in {} %",
-             right("forms", "picture + words")),
-            ("without its words in {} %", right("forms", "picture alone")),
+    return sentences(say(("an order for another style finds the picture's object in that style in {} %",
+             right("forms", "picture + words")), ("without its words in {} %", right("forms", "picture alone")),
             ("by two [RET]s averaged in {} %", right("forms", "two [RET]s averaged")),
             ("with the picture in words in {} %", right("forms", "picture described")),
             ("chance {:.1f} %", getattr(right("changes", "style", "chance"), "value", None))),
@@ -258,14 +247,12 @@ def find_attacks(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`attack`: the finding, and what it does not show."""
     kept = look(metrics, "lasting", "memory") or {}
     grown = [f"{look(each, 'growth (%)'):+.1f} % ({name})" for name, each in kept.items()]
-    return sentences(
-        say(("of {:,} mutated files and parameters", look(metrics, "mutations", "cases")),
+    return sentences(say(("of {:,} mutated files and parameters", look(metrics, "mutations", "cases")),
             ("{} ended otherwise than in success or in one clear line", look(metrics, "mutations", "found"))),
         say(("of runs killed {} times", look(metrics, "kills", "kills")),
             ("{} ended otherwise than without", look(metrics, "kills", "found"))),
         say(("{:g} minutes of the dialogue page beside a training", look(metrics, "lasting", "minutes")),
-            ("{:,} turns", look(metrics, "lasting", "turns")),
-            ("{} errors", look(metrics, "lasting", "errors")),
+            ("{:,} turns", look(metrics, "lasting", "turns")), ("{} errors", look(metrics, "lasting", "errors")),
             ("memory in the last half " + ", ".join(grown) + " against the first", 0 if grown else None))), (
         "that there is nothing left to find: other seeds make other cases")
 
@@ -277,11 +264,22 @@ def find_costs(metrics: Mapping[str, Any]) -> tuple[str, str]:
         "what a GPU does: none was used, its share of the rate is a processor's")
 
 
+def find_sight(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`pretrain_tower`: the finding, and what it does not show."""
+    groups = look(metrics, "found") or {}
+    return sentences(
+        say(("the features of drawings have an effective rank of {:.0f}", look(metrics, "effective rank")),
+            ("a linear probe names {} % of another hand's drawings", look(
+                metrics, "linear probe: the concept of another hand's drawing (%)"))),
+        say(*((f"{name}: among the ten best in {{}} %", look(row, "R@10")) for name, row in groups.items()))), (
+        "what a language model would find by these features: texts are read by the tower's own text side")
+
+
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
-    "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues,
-    "tell_stories": find_telling,
+    "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues, "tell_stories": find_telling,
     "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
-    "benchmark": find_speed, "pretrain_mini": find_networks, "prepare": find_features, "claims": find_claims,
+    "benchmark": find_speed, "pretrain_mini": find_networks, "pretrain_tower": find_sight,
+    "prepare": find_features, "claims": find_claims,
     "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks, "costs": find_costs}
 
 
