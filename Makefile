@@ -8,6 +8,7 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
+# make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
@@ -128,6 +129,13 @@ knowledge: environment
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p precision bfloat16 \
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
+
+# Half an hour on two cores that do nothing else; passive threads, so that it does not stop where others work.
+.PHONY: tower
+tower: environment
+	OMP_WAIT_POLICY=passive papermill nbs/pretrain_tower.ipynb reports/pretrain_tower-drawings.ipynb -p pictures made -p steps 1100 \
+	  -p batch_size 256 -p folder data/emoji/tower -p report reports/pretrain_tower-drawings </dev/null
+	python -m fromage.core.pages reports/pretrain_tower-drawings.ipynb
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture

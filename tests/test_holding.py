@@ -16,7 +16,7 @@ from fromage.vist.stories import read_stories
 
 FOLDERS = {"ablate": "cache", "analyse_ratings": "output", "attack": "output", "compose": "output", "eval_visdial": "output", "pretrain_mini": "folder", "tell_stories": "output",
            "tutorial": "output"}
-REPORTS = ("benchmark", "claims", "costs", "eval_knowledge", "eval_vist", "pretrain_tower", "show_examples", "verify")
+REPORTS = ("benchmark", "claims", "costs", "eval_knowledge", "eval_unseen", "eval_vist", "pretrain_tower", "show_examples", "verify")
 LATE = ("prepare", "train")  # behind the features: tested with their own subjects
 NOTHING = ("chat", "rate_stories", "watch_study")  # the pages: an open journal is held by its own lock, the last one writes nothing
 PROGRAM = """

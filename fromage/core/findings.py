@@ -7,7 +7,7 @@ __all__ = ['BEYOND_THE_WORLD', 'DATA', 'FULL_CONTEXT', 'IMAGE_PLACES', 'FINDINGS
            'sentences', 'find_training', 'find_stories', 'find_dialogues', 'find_examples', 'find_telling',
            'find_ratings', 'find_ablations', 'find_speed', 'find_networks', 'find_claims', 'find_features',
            'find_knowledge', 'best_remedy', 'find_compositions', 'find_attacks', 'find_costs', 'find_sight',
-           'note_finding']
+           'find_unseen', 'note_finding']
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0002
 from collections import Counter
@@ -71,8 +71,7 @@ def find_training(metrics: Mapping[str, Any]) -> tuple[str, str]:
             ("of those named for another image {} %", look(metrics, *named, "another image")),
             ("of those named without one {} %", look(metrics, *named, "no image"))),
         say(("a colour asked for is right in {} %", look(metrics, *asked, "value")),
-            ("without the image in {} %", look(metrics, *asked, "no image")))), (
-        "intervals draw images, not trainings")
+            ("without the image in {} %", look(metrics, *asked, "no image")))), ("intervals draw images, not trainings")
 
 
 def find_stories(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -81,8 +80,7 @@ def find_stories(metrics: Mapping[str, Any]) -> tuple[str, str]:
     controls = look(metrics, "controls") or {}
     against = {name.partition(" minus ")[2]: look(row, "difference")
                for name, row in (look(metrics, "control differences") or {}).items()}
-    return sentences(
-        say(("five captions and four images find the picture in {} %", look(metrics, FULL_CONTEXT, "R@1")),
+    return sentences(say(("five captions and four images find the picture in {} %", look(metrics, FULL_CONTEXT, "R@1")),
             ("five captions in {} %", look(metrics, "FROMAGe, 5 captions †", "R@1")),
             ("one caption in {} %", look(metrics, "FROMAGe, 1 caption †", "R@1")),
             ("CLIP with all of it in {} %", look(metrics, "CLIP, 5 captions + 4 images †", "R@1")),
@@ -116,8 +114,7 @@ def find_examples(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`show_examples`: the finding, and what it does not show."""
     ways = ("FROMAGe, picture + words", "FROMAGe, picture described", "FROMAGe, picture alone")
     style = [look(metrics, "composition", way, "style") for way in ways]
-    return sentences(
-        say(("a picture and an order find the picture's object in the asked style in {} %", look(metrics,
+    return sentences(say(("a picture and an order find the picture's object in the asked style in {} %", look(metrics,
               "composition", ways[0], "right")), ("CLIP's mean of both in {} %", look(metrics, "composition",
               "CLIP, mean of picture and words", "right")), ("chance {:.1f} %", getattr(look(metrics,
                "composition", "chance", "right"), "value", None))),
@@ -206,8 +203,7 @@ def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
                ("of texts alone in {} %", "the model's own states, text alone, best of all"),
                ("words alone in {} %", "tf-idf of names and further names"))
     return sentences(*(say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))
-              for number, (text, name) in enumerate(systems)),
-            ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
+              for number, (text, name) in enumerate(systems)), ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
         for group, opening in (("own queries", "of a query that names nothing "),
                                ("definitions", "of a lexicographer's definition ")))), (
         "that a network has learned to see: pictures are principal components of their pixels")
@@ -267,25 +263,31 @@ def find_costs(metrics: Mapping[str, Any]) -> tuple[str, str]:
 def find_sight(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`pretrain_tower`: the finding, and what it does not show."""
     groups = look(metrics, "found") or {}
-    return sentences(
-        say(("the features of drawings have an effective rank of {:.0f}", look(metrics, "effective rank")),
-            ("a linear probe names {} % of another hand's drawings", look(
-                metrics, "linear probe: the concept of another hand's drawing (%)"))),
+    return sentences(say(("the features of drawings have an effective rank of {:.0f}", look(metrics, "effective rank")),
+            ("a probe names {} % of another hand's", look(metrics, "linear probe: the concept of another hand's drawing (%)"))),
         say(*((f"{name}: among the ten best in {{}} %", look(row, "R@10")) for name, row in groups.items()))), (
         "what a language model would find by these features: texts are read by the tower's own text side")
 
 
+def find_unseen(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """`eval_unseen`: the finding, and what it does not show."""
+    return sentences(*(
+        say(*((text if number else f"{group}: {text}", look(metrics, group, name, "R@10")) for number, (text, name) in enumerate((
+            ("maps find {} % among the ten best", "maps on the language model"),
+            ("on random weights {} %", "random weights"), ("the tower's own text side {} %", "the tower's own text side")))))
+        for group in metrics if look(metrics, group, "chance"))), "that more pictures and a larger tower would not find more"
+
+
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, str]]] = {
     "train": find_training, "eval_vist": find_stories, "eval_visdial": find_dialogues, "tell_stories": find_telling,
-    "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations,
-    "benchmark": find_speed, "pretrain_mini": find_networks, "pretrain_tower": find_sight,
-    "prepare": find_features, "claims": find_claims,
-    "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks, "costs": find_costs}
+    "show_examples": find_examples, "analyse_ratings": find_ratings, "ablate": find_ablations, "benchmark": find_speed,
+    "pretrain_mini": find_networks, "pretrain_tower": find_sight, "eval_unseen": find_unseen, "prepare": find_features,
+    "claims": find_claims, "eval_knowledge": find_knowledge, "compose": find_compositions, "attack": find_attacks,
+    "costs": find_costs}
 
 
 def note_finding(record: RunRecord) -> str:
-    """Writes `finding` and `limits` into a finished record; returns them as Markdown,
-    empty where nothing can be said."""
+    """Writes `finding` and `limits` into a finished record; returns them as Markdown, empty where nothing can be said."""
     if record.run not in FINDINGS:
         raise ValueError(f"{record.run}: no sentence for this run; allowed is {', '.join(FINDINGS)}")
     record.finding, more = FINDINGS[record.run](record.metrics)

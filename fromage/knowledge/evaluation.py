@@ -20,13 +20,14 @@ from ..core.config import Training
 from ..core.metrics import Estimate
 from ..core.reporting import write_rate, written_as
 from ..data.concepts import NamedPicture
-from .answers import answer_ranks, answer_rows, average_seeds, compare_answers, kinds_of
+from .answers import answer_rows, average_seeds, compare_answers, kinds_of
 from .baselines import chance_levels, own_scores, tfidf_scores
 from .definitions import DEFINITION_KINDS
 from .pictures import find_components, stack_pixels
 from .queries import QUERY_KINDS, KnowledgeQuery, gives_away
 from .states import TEXT_CONTEXTS, keep_states
 from .systems import (KnowledgeParts, Reading, choose_layers, open_model, score_queries, texts_of)
+from ..real.sight import answer_ranks
 
 # %% ../../nbs/knowledge/08_evaluation.ipynb #d3513eda
 def describe_parts(parts: KnowledgeParts) -> dict[str, object]:

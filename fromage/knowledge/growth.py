@@ -17,9 +17,10 @@ from torch import Tensor
 from ..core.config import Training
 from ..core.metrics import hits
 from ..core.progress import progress
-from .answers import answer_ranks, answer_rows
+from .answers import answer_rows
 from .grounding import train_maps
 from .systems import KnowledgeParts, Reading, named_texts
+from ..real.sight import answer_ranks
 
 # %% ../../nbs/knowledge/09_growth.ipynb #5cfe514b
 GROWN = ("names", "steps", "dimensions", "components")
