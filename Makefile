@@ -131,7 +131,7 @@ knowledge: environment
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
-# Half an hour on two cores that do nothing else; passive threads, so that it does not stop where others work.
+# Twenty minutes on two cores that do nothing else; beside other work many times that, though its threads wait passively.
 .PHONY: tower
 tower: environment
 	OMP_WAIT_POLICY=passive papermill nbs/pretrain_tower.ipynb reports/pretrain_tower-drawings.ipynb -p pictures made -p steps 1100 \

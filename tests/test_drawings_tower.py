@@ -1,4 +1,4 @@
-"""The shipped tower for drawings is the one that its record tells of, and it was trained on nothing that the record holds out."""
+"""The shipped tower for drawings is the one that its record tells of, and its text side can be read."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_the_record_tells_of_this_tower(tower: VisionTower) -> None:
     assert record["config"]["pictures"] == "made" and not record["git"]["dirty"]
 
 
-def test_names_of_drawings_are_read_and_held_out_words_too(tower: VisionTower) -> None:
+def test_its_text_side_reads_names_of_drawings(tower: VisionTower) -> None:
     read, cut = tower.encode_text(["dog face", "dog", "flag of Chad", "accordion"])
     assert cut == 0
     assert (read @ read.T)[0, 1] > (read @ read.T)[0, 2]
