@@ -50,9 +50,8 @@ def open_unseen(tower: VisionTower, pictures: Sequence[NamedPicture], artist: st
     parting = part_pictures(pictures, artist, share, seed)
     features, embeddings = see_pictures(tower, pictures)
     known = features[parting.train]
-    gallery = [row for row, picture in enumerate(pictures) if picture.collection == pictures[0].collection]
     return UnseenWorld(list(pictures), parting, (features - known.mean(0)) / known.std(0).clamp_min(1e-6), embeddings,
-                       text_groups(pictures, parting, gallery))
+                       text_groups(pictures, parting))
 
 # %% ../../nbs/knowledge/12_unseen.ipynb #f863c44e
 TOWER_TEXT = "the tower's own text side"

@@ -28,12 +28,14 @@ def said_words(picture: NamedPicture) -> frozenset[str]:
 # %% ../../nbs/real/07_held_out.ipynb #1d82097d
 @dataclass(frozen=True)
 class PictureParting:
-    """The held-out words, and the numbers of pictures for training, held out for a word, by the artist and for evaluation."""
+    """The held-out words, and the numbers of pictures for training, held out for a word, by the artist and for evaluation;
+    and those of the first collection, which are the gallery."""
     words: frozenset[str]
     train: np.ndarray
     worded: np.ndarray
     artist: np.ndarray
     evaluation: np.ndarray
+    gallery: list[int]
 
 
 def draw_words(pictures: Iterable[NamedPicture], share: float = 0.1, seed: int = 0) -> frozenset[str]:
@@ -53,4 +55,5 @@ def part_pictures(pictures: Sequence[NamedPicture], artist: str, share: float = 
                else "worded" if words & said_words(each) else "train" for each in pictures]
     parts = {name: np.array([row for row, reason in enumerate(reasons) if reason == name], int)
              for name in ("train", "worded", "artist", "evaluation")}
-    return PictureParting(words, **parts)
+    gallery = [row for row, each in enumerate(pictures) if each.collection == pictures[0].collection]
+    return PictureParting(words, **parts, gallery=gallery)

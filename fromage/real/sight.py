@@ -96,13 +96,12 @@ def named_alike(names: Sequence[str]) -> list[list[int]]:
     return [[row for row, other in enumerate(folded) if other == name] for name in folded]
 
 # %% ../../nbs/real/10_sight.ipynb #51a70002
-def hand_ranks(features: Tensor, pictures: Sequence[NamedPicture], parting: PictureParting, gallery: Sequence[int]
-               ) -> dict[str, np.ndarray]:
+def hand_ranks(features: Tensor, pictures: Sequence[NamedPicture], parting: PictureParting) -> dict[str, np.ndarray]:
     """Group -> ranks of the gallery's drawing for drawings by the held-out artist, of trained and of held-out words."""
-    drawn = [pictures[row] for row in gallery]
+    drawn = [pictures[row] for row in parting.gallery]
     held = np.array([bool(parting.words & said_words(pictures[row])) for row in parting.artist], bool)
     groups = {"trained words": parting.artist[~held], "held-out words": parting.artist[held]}
-    return {f"another hand, {name}": find_hand(features[rows], features[gallery], [pictures[row] for row in rows], drawn)
+    return {f"another hand, {name}": find_hand(features[rows], features[parting.gallery], [pictures[row] for row in rows], drawn)
             for name, rows in groups.items()}
 
 
@@ -114,9 +113,10 @@ class AskedGroup:
     right: list[list[int]]
 
 
-def text_groups(pictures: Sequence[NamedPicture], parting: PictureParting, gallery: Sequence[int]) -> dict[str, AskedGroup]:
+def text_groups(pictures: Sequence[NamedPicture], parting: PictureParting) -> dict[str, AskedGroup]:
     """Names of trained and of held-out words among the gallery, the latter also among themselves, and sentences of what is
     for evaluation only."""
+    gallery = parting.gallery
     worded = sorted({*gallery} & {*parting.worded.tolist()})
     trained = sorted({*gallery} & {*parting.train.tolist()})
     photographs = [row for row in parting.evaluation.tolist() if pictures[row].about.get("form") == "PNG"]
@@ -137,11 +137,10 @@ def text_groups(pictures: Sequence[NamedPicture], parting: PictureParting, galle
 def measure_sight(tower: VisionTower, pictures: Sequence[NamedPicture], parting: PictureParting, seed: int = 0) -> dict[str, Any]:
     """Effective ranks and a linear probe of the features, and rates by group."""
     features, embeddings = see_pictures(tower, pictures)
-    gallery = [row for row, picture in enumerate(pictures) if picture.collection == pictures[0].collection]
-    shown = features[gallery]
-    ranks = hand_ranks(features, pictures, parting, gallery)
+    shown = features[parting.gallery]
+    ranks = hand_ranks(features, pictures, parting)
     ranks |= {name: find_texts(tower, group.texts, embeddings[group.among], group.right)
-              for name, group in text_groups(pictures, parting, gallery).items()}
+              for name, group in text_groups(pictures, parting).items()}
     asked = [[pictures[row] for row in rows] for rows in (parting.artist, parting.train)]
     probe = probe_hand(features[parting.artist], features[parting.train], *asked)
     return {"effective rank": effective_rank(shown),
