@@ -20,8 +20,9 @@ from typing import Any
 import nbformat
 
 from .config import resolve_path
-from .findings import FULL_CONTEXT, best_remedy, look, sentence
+from .findings import FULL_CONTEXT, look, sentence
 from .metrics import Estimate
+from .notes import best_remedy
 from .paper import PAPER_CLAIMS, CheckedClaim, answer_claim, beyond
 from .presets import flatten, get_preset
 from .records import RunRecord, load_record
@@ -238,8 +239,7 @@ ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "eval_visdial": answer_dialogues,
     "show_examples": answer_examples, "ablate": answer_ablations, "tell_stories": answer_telling,
     "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks,
-    "prepare": answer_features,
-    "eval_knowledge": answer_knowledge, "compose": answer_compositions}
+    "prepare": answer_features, "eval_knowledge": answer_knowledge, "compose": answer_compositions}
 
 
 def answer_in_words(record: RunRecord) -> str:

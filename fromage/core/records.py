@@ -227,7 +227,7 @@ class RunRecord:
     machine: dict[str, Any] = field(default_factory=read_machine)
     started: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     seconds: float | None = None
-    finding: str = ""  # in a sentence or two; see core.findings
+    finding: str = ""  # in a sentence or two; see core.notes
     limits: str = ""  # what the finding does not show
     command: str = ""  # what makes it again; see core.reruns
     note: str = ""  # whether figures may hang on the number of threads

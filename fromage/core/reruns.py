@@ -26,9 +26,9 @@ import pandas as pd
 
 from .answers import read_defaults
 from .config import resolve_path
-from .findings import note_finding
 from .folders import Hold
 from .metrics import Estimate
+from .notes import note_finding
 from .presets import flatten, get_preset
 from .records import RunRecord, hash_path, load_record, start_record, to_plain
 from .reporting import metrics_table
