@@ -12,10 +12,11 @@ import pytest
 from browsing import SCREENSHOTS, Server, leaving
 from house_rules import ROOT
 
-from fromage.core.answers import answer_in_words, answers_of, claim_words
+from fromage.core.answers import answer_in_words
 from fromage.core.metrics import Estimate
 from fromage.core.pages import export_html, write_index
 from fromage.core.paper import PAPER_CLAIMS
+from fromage.core.questions import answers_of, claim_words
 from fromage.core.reporting import metric_values, read_reports
 
 REPORTS = read_reports(ROOT / "reports")[0]

@@ -26,11 +26,11 @@ from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from .answers import (ANSWERS, answer_in_words, answers_of, changed_settings, claim_words,
-                                  find_question, split_opening)
+from .answers import ANSWERS, answer_in_words
 from .config import resolve_path
 from .formulas import set_formulas
 from .metrics import Estimate
+from .questions import answers_of, changed_settings, claim_words, find_question, split_opening
 from .records import RunRecord, load_record, write_text
 from .reporting import (Report, drawn_figures, format_value, headline, markdown_table,
                                     metric_frame, read_reports, update_readme, written_as)

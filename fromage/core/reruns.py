@@ -24,12 +24,12 @@ from typing import Any
 
 import pandas as pd
 
-from .answers import read_defaults
 from .config import resolve_path
 from .folders import Hold
 from .metrics import Estimate
 from .notes import note_finding
 from .presets import flatten, get_preset
+from .questions import read_defaults
 from .records import RunRecord, hash_path, load_record, start_record, to_plain
 from .reporting import metrics_table
 

@@ -23,10 +23,11 @@ import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
-from .answers import answer_in_words, find_question
+from .answers import answer_in_words
 from .config import ROOT
 from .formulas import set_formulas
 from .pages import INTRODUCTION, claim_list, find_picture, paper_order
+from .questions import find_question
 from .records import write_text
 from .reporting import read_reports
 
