@@ -92,10 +92,11 @@ def find_checkpoint(given: str | Path | None, preset: str = "mini") -> str | Pat
     that preset. ConfigError where none is."""
     if given is not None and (given not in PRESETS or resolve_path(given).exists()):
         return given
-    if (given or preset) not in SHIPPED_CHECKPOINTS:
-        raise ConfigError(f"checkpoint = {given!r}: allowed is a file, such as data/runs/train-{given or preset}/best.safetensors "
+    name = get_preset(given or preset).preset
+    if name not in SHIPPED_CHECKPOINTS:
+        raise ConfigError(f"checkpoint = {given!r}: allowed is a file, such as data/runs/train-{name}/best.safetensors "
                           f"of papermill nbs/train.ipynb, or one of those shipped: {', '.join(SHIPPED_CHECKPOINTS)}")
-    return SHIPPED_CHECKPOINTS[given or preset]
+    return SHIPPED_CHECKPOINTS[name]
 
 
 def find_gallery(given: str | None, preset: str = "mini") -> str:
