@@ -8,8 +8,8 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
-# make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower
-# make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2
+# make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower; writes reports/pretrain_tower-drawings
+# make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2; writes reports/eval_unseen-drawings
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
 # make knowledge  ask SmolLM2, grounded in OpenMoji's names, by queries and definitions; writes reports/eval_knowledge-emoji
 # make compose   train the remedies for orders about style (over an hour on two busy cores); writes reports/compose-mini
@@ -138,14 +138,16 @@ knowledge: environment
 .PHONY: tower
 tower: environment
 	OMP_WAIT_POLICY=passive papermill nbs/pretrain_tower.ipynb reports/pretrain_tower-drawings.ipynb -p pictures made -p steps 1100 \
-	  -p batch_size 256 -p folder data/emoji/tower -p report data/emoji/pretrain_tower-drawings </dev/null
+	  -p batch_size 256 -p folder data/emoji/tower -p report reports/pretrain_tower-drawings </dev/null
+	python -m fromage.core.pages reports/pretrain_tower-drawings.ipynb
 
 # By the shipped tower; a few minutes.
 .PHONY: unseen
 unseen: environment
 	papermill nbs/eval_unseen.ipynb reports/eval_unseen-drawings.ipynb -p pictures made -p tower data/emoji/tower \
 	  -p language_model data/models/smollm2-135m -p context "dictionary with two entries" -p precision bfloat16 -p retrieval_dim 256 \
-	  -p steps 800 -p batch_size 256 -p seeds 3 -p report data/emoji/eval_unseen-drawings </dev/null
+	  -p steps 800 -p batch_size 256 -p seeds 3 -p report reports/eval_unseen-drawings </dev/null
+	python -m fromage.core.pages reports/eval_unseen-drawings.ipynb
 
 # The test that looks at the page keeps a picture.
 .PHONY: picture

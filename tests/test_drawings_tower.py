@@ -14,7 +14,7 @@ def tower() -> VisionTower:
 
 
 def test_the_record_tells_of_this_tower(tower: VisionTower) -> None:
-    record = json.loads((ROOT / "data/emoji/pretrain_tower-drawings.json").read_text())
+    record = json.loads((ROOT / "reports/pretrain_tower-drawings.json").read_text())
     assert record["metrics"]["tower"] == tower.fingerprint
     assert record["config"]["pictures"] == "made" and not record["git"]["dirty"]
 

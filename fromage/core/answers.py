@@ -6,7 +6,7 @@
 __all__ = ['VARIANT_NAMES', 'ANSWERS', 'rounded', 'fill_in', 'decided', 'answer_claims', 'answer_training', 'answer_stories',
            'answer_dialogues', 'answer_examples', 'answer_compositions', 'answer_variants', 'answer_ablations',
            'answer_telling', 'answer_ratings', 'answer_speed', 'answer_networks', 'answer_features', 'answer_knowledge',
-           'answer_in_words']
+           'near_chance', 'group_named', 'answer_sight', 'answer_unseen', 'answer_in_words']
 
 # %% ../../nbs/core/18_answers.ipynb #a140003
 from collections import Counter
@@ -211,13 +211,57 @@ def answer_knowledge(metrics: Mapping[str, Any]) -> str:
                    ("chance is {} %", look(metrics, "chance", "own queries", "R@10")))
     return sentence(text)
 
+# %% ../../nbs/core/18_answers.ipynb #a140041
+def near_chance(found: Estimate | None, chance: float | None) -> str:
+    """`, near chance` for a share (%) whose interval reaches below twice the chance; else empty."""
+    return ", near chance" if None not in (found, chance) and found.low < 2 * chance else ""
+
+
+def group_named(groups: Mapping[str, Any], words: str) -> str:
+    """The first name of a group that has these words; empty where none has."""
+    return next((name for name in groups if words in name), "")
+
+
+def answer_sight(metrics: Mapping[str, Any]) -> str:
+    """`pretrain_tower`: what a probe names, and what the tower's own text side finds of names and sentences."""
+    groups = look(metrics, "found") or {}
+    trained, held = (look(groups, group_named(groups, f"{kind} names ("), "R@10") for kind in ("trained", "held-out"))
+    told = look(groups, group_named(groups, "photographs and paintings")) or {}
+    found, asked = look(told, "R@10"), look(told, "queries")  # among as many pictures, each of which is right for one or more
+    only = "only " if None not in (held, trained) and held.high < trained.low else ""
+    near = near_chance(found, asked and 1000 / asked)
+    seen = fill_in(("a linear probe names {} % of another hand's drawings",
+                    look(metrics, "linear probe: the concept of another hand's drawing (%)")))
+    text = fill_in(("by the tower's own text side a trained name finds its picture among the ten best in {} %", trained),
+                   (f"a held-out name {only}in {{}} %", held),
+                   (f"and the sentence of a photograph or painting in {{}} %{near}", found))
+    return sentence("; ".join(filter(None, (seen, text))))
+
+
+def answer_unseen(metrics: Mapping[str, Any]) -> str:
+    """`eval_unseen`: whether a language model's knowledge finds what nobody named, and how often."""
+    held, told = (group_named(metrics, words) for words in ("held-out names (", "photographs and paintings"))
+    maps, random, photographs = (look(metrics, group, system, "R@10") for group, system in (
+        (held, "maps on the language model"), (held, "random weights"), (told, "maps on the language model")))
+    chance, other = (look(metrics, group, "chance", "R@10") for group in (held, told))
+    near, further = near_chance(maps, chance), near_chance(photographs, other)
+    apart = look(metrics, "differences", held, "maps on the language model minus random weights", "difference")
+    seldom = "Yes, though seldom: " if maps and maps.high < 50 else "Yes: "
+    text = fill_in(
+        (f"maps on the language model find a held-out name's picture among the ten best in {{}} %{near}", maps),
+        ("on random weights in {} %", random), ("where chance is {} %", chance),
+        (f"and a photograph or painting by its sentence in {{}} %{further}", photographs),
+        ("where chance is {} %", other))
+    return sentence(text and f"{decided(apart, seldom)}{text}")
+
 # %% ../../nbs/core/18_answers.ipynb #a140019a
 ANSWERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "claims": answer_claims, "train": answer_training, "eval_vist": answer_stories,
     "eval_visdial": answer_dialogues,
     "show_examples": answer_examples, "ablate": answer_ablations, "tell_stories": answer_telling,
     "analyse_ratings": answer_ratings, "benchmark": answer_speed, "pretrain_mini": answer_networks,
-    "prepare": answer_features, "eval_knowledge": answer_knowledge, "compose": answer_compositions}
+    "prepare": answer_features, "eval_knowledge": answer_knowledge, "eval_unseen": answer_unseen,
+    "pretrain_tower": answer_sight, "compose": answer_compositions}
 
 
 def answer_in_words(record: RunRecord) -> str:

@@ -143,7 +143,7 @@ def paper_table(report: Report) -> str:
         return ""
     answers = answers_of(report.name, report.record)
     if not answers:
-        return markdown_table(metric_frame(headline(report.record), "figure"))
+        return markdown_table(metric_frame(drawn_figures(report.record) or headline(report.record), "figure"))
     rows = [{"claim": claim_words(each), "the paper, on photographs": each.claim.paper or None,
              "here [95 % interval]": each.value, "what decides": each.decides, "the claim is": each.answer,
              "because of": each.claim.why} for each in answers]

@@ -181,6 +181,10 @@ def drawn_figures(record: RunRecord) -> list[tuple[str, Any]]:
     """Name and value of the figures that a record's finding rests on; empty where nothing is chosen."""
     if record.run == "claims":
         return list((look(record.metrics, "answers") or {}).items())
+    if record.run == "eval_unseen":
+        return [(f"{group}: {system}", look(record.metrics, group, system, "R@10")) for group in record.metrics
+                for system in ("maps on the language model", "random weights", "chance")
+                if look(record.metrics, group, "chance")]
     if record.run != "eval_visdial":
         return []
     prior = "frequency given the kind of question"
