@@ -4,6 +4,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import browsing
@@ -14,9 +15,12 @@ from house_rules import ROOT
 
 from fromage.core.answers import answer_in_words
 from fromage.core.metrics import Estimate
+from fromage.core.notes import DATA, note_finding
 from fromage.core.pages import export_html, write_index
 from fromage.core.paper import PAPER_CLAIMS
+from fromage.core.presets import EMOJI
 from fromage.core.questions import answers_of, claim_words
+from fromage.core.records import start_record
 from fromage.core.reporting import metric_values, read_reports
 
 REPORTS = read_reports(ROOT / "reports")[0]
@@ -39,6 +43,23 @@ def test_an_answer_is_words_whose_numbers_stand_in_the_record(report) -> None:
     told = answer.replace("5 images + 4 captions", "")  # the name of a condition
     numbers = re.findall(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?", told)
     assert numbers and set(numbers) <= written(report.record)
+
+
+def test_a_training_on_pictures_whose_truth_nobody_knows_has_a_card_and_a_page(tmp_path: Path) -> None:
+    """As the preset of emoji leaves it: no claims, no control in words; the numbers of its answer stand in what remains."""
+    known = next(report.record for report in REPORTS if report.name == "train-mini")
+    controls = {kind: {name: row for name, row in rows.items() if "the truth" not in name} if "differences" not in kind else
+                {metric: {pair: row for pair, row in pairs.items() if "the truth" not in pair} for metric, pairs in rows.items()}
+                for kind, rows in known.metrics["controls"].items()}
+    record = start_record("train", EMOJI, 0).finish({**known.metrics, "grounded": {}, "controls": controls})
+    assert "the truth" not in note_finding(record) and record.limits.startswith(DATA) and len(record.finding) > 40
+    record.save(tmp_path / "train-emoji.json")
+    shutil.copy(ROOT / "nbs" / "train.ipynb", tmp_path / "train-emoji.ipynb")
+    answer = answer_in_words(record)
+    assert answer.startswith("Beyond chance: ") and set(re.findall(r"[-+]?\d+(?:\.\d+)?", answer)) <= written(record)
+    assert answers_of("train-emoji", record) == [] and "all settings as usual" in write_index(tmp_path).read_text(encoding="utf-8")
+    for page in (tmp_path / "index.html", export_html(tmp_path / "train-emoji.ipynb")):
+        assert answer in unescape(page.read_text(encoding="utf-8")).replace("\N{NO-BREAK SPACE}", " "), page.name
 
 
 def test_whoever_reads_the_index_alone_knows_what_became_of_every_claim(tmp_path: Path) -> None:
