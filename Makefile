@@ -106,18 +106,21 @@ conformance: environment
 
 .PHONY: demo rate owner
 demo: environment
-	@python -m fromage.chat.command demo --port $(or $(PORT),8866)
+	@python -m fromage.chat.command demo --port $(or $(PORT),8866) --preset $(or $(PRESET),mini)
 rate: environment
 	@python -m fromage.study.page --port $(or $(PORT),8867) --study "$(STUDY)"
 owner: environment
 	@python -m fromage.study.owner --port $(or $(PORT),8868) --study "$(STUDY)" --address "$(ADDRESS)"
 
 # The network is used here; what is there already is not fetched again.
-.PHONY: smollm2 pictures more-pictures wordnet
+.PHONY: smollm2 pictures more-pictures wordnet emoji-pairs
 pictures: environment
 	@python -m fromage.real.catalogue openmoji
 more-pictures: environment
 	@python -m fromage.real.catalogue more
+# Drawings of emoji with captions, as two sets of shards, and the pictures that the preset emoji answers with.
+emoji-pairs: pictures more-pictures
+	@python -m fromage.real.training_pairs
 smollm2 wordnet: environment
 	@python -m fromage.real.fetching $@
 

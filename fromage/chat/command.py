@@ -18,6 +18,7 @@ import nbformat
 from PIL import Image
 
 from ..core.config import ROOT, SHIPPED, resolve_path
+from ..core.presets import find_checkpoint
 
 # %% ../../nbs/chat/08_command.ipynb #86000006
 COMMANDS = {"train": "train", "prepare": "prepare", "tutorial": "tutorial", "verify": "verify"}
@@ -91,11 +92,12 @@ def make_parser() -> argparse.ArgumentParser:
     find.add_argument("--k", type=int, default=5, help="images to find (5)")
     for part in (ask, find):
         part.add_argument("--checkpoint", default="mini",
-                          help="file or folder of a checkpoint (mini, the shipped one)")
+                          help="file or folder of a checkpoint, or mini or emoji, which are shipped (mini)")
     find.add_argument("--search", default="exact", help="exact, or by FAISS ivf, ivfpq or hnsw (exact)")
     add_index(commands)
     demo = commands.add_parser("demo", help="talk to the model in a browser", allow_abbrev=False)
     demo.add_argument("--port", type=int, default=8866, help="of 127.0.0.1 (8866)")
+    demo.add_argument("--preset", default="mini", help="mini or emoji, whose checkpoint and pictures are used (mini)")
     return parser
 
 # %% ../../nbs/chat/08_command.ipynb #9a260102
@@ -121,11 +123,9 @@ def change_index(change: str, place: str, folder: str = "", checkpoint: str = "m
     """Change an index set as the command says, and print what came of it; `sys.exit` with what went wrong."""
     from fromage.model.index_sets import add_pictures, compact_set, delete_pictures, describe_set  # torch
     home = Path(place).expanduser().resolve()
-    shipped = checkpoint == "mini" and not resolve_path(checkpoint).exists()
     try:
         if change == "add":
-            told = add_pictures(Path(folder).expanduser().resolve(), home,
-                                "data/mini/checkpoint.safetensors" if shipped else checkpoint, prefix, remove)
+            told = add_pictures(Path(folder).expanduser().resolve(), home, find_checkpoint(checkpoint), prefix, remove)
         elif change == "delete":
             told = {"deleted": delete_pictures(home, names)}
         else:
@@ -173,7 +173,8 @@ def main(words: Sequence[str] | None = None) -> None:
         return write_reports(given["runs"], given["folder"])
     if command == "demo":
         from fromage.core.serving import serve_run  # Voilà
-        return serve_run("chat", "demo", given["port"], arguments=[])
+        return serve_run("chat", "demo", given["port"], {"preset": ""}, arguments=["--preset", given["preset"]],
+                         check=lambda chosen: find_checkpoint(None, chosen["preset"]))
     if command == "index":
         return change_index(**given)
     from fromage.model.assistant import open_assistant  # torch

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.config import resolve_path
+from ..core.presets import find_checkpoint
 from ..data.sources import ImageFolder
 from .checkpoint import checkpoint_key, load_checkpoint, load_model, load_tower
 from .generation import generate_ids, stop_ids
@@ -66,8 +67,7 @@ class Assistant:
 
 # %% ../../nbs/model/14_assistant.ipynb #c0bb9b17
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:
-    """The assistant of a checkpoint's path, or of `mini`, which is shipped,
+    """The assistant of a checkpoint's path, or of a preset with which one is shipped,
     with the frozen networks that it was trained with."""
-    shipped = checkpoint == "mini" and not resolve_path(checkpoint).exists()
-    found = load_checkpoint(resolve_path("data/mini/checkpoint.safetensors" if shipped else checkpoint))
+    found = load_checkpoint(resolve_path(find_checkpoint(checkpoint)))
     return Assistant(load_model(found, device), load_tower(found, device), checkpoint_key(found))

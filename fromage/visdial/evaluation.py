@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.code import code_key
 from ..core.config import resolve_path
+from ..core.presets import MINIATURE_PRESETS
 from ..core.journals import Journal
 from ..core.metrics import Comparison, Estimate, hits, paired_difference
 from ..core.records import hash_value
@@ -47,9 +48,9 @@ class VisdialFiles:
 def visdial_files(preset: str, dialogues: str | None = None, dense: str | None = None,
                   images: str | None = None, output: str | None = None) -> VisdialFiles:
     """The files given, and the preset's for those that are None or empty."""
-    if preset == "mini":
+    if preset in MINIATURE_PRESETS:
         world = WorldPaths(resolve_path(WORLD))
-        scores = f"{WORLD}/visdial_scores"
+        scores = f"{WORLD}/visdial_scores" + ("" if preset == "mini" else f"-{preset}")
         usual = (world.visdial_json, world.visdial_dense, world.visdial_images, scores)
     else:
         real = resolve_path("data/visdial")
