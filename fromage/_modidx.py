@@ -1032,6 +1032,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fromage/knowledge/episodes.py'),
                                             'fromage.knowledge.episodes.episode_pieces': ( 'knowledge/episodes.html#episode_pieces',
                                                                                            'fromage/knowledge/episodes.py'),
+                                            'fromage.knowledge.episodes.name_scenes': ( 'knowledge/episodes.html#name_scenes',
+                                                                                        'fromage/knowledge/episodes.py'),
                                             'fromage.knowledge.episodes.try_episodes': ( 'knowledge/episodes.html#try_episodes',
                                                                                          'fromage/knowledge/episodes.py')},
             'fromage.knowledge.evaluation': { 'fromage.knowledge.evaluation.chance_of_groups': ( 'knowledge/evaluation.html#chance_of_groups',
