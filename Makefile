@@ -1,13 +1,15 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make scale     measure floors, galleries, two processes and memory, and project costs: some 40 minutes on a quiet machine with 20 GiB
-# make demo      talk to the model in a browser, at http://127.0.0.1:8866; another port: make demo PORT=9000
+# make demo      talk to the model in a browser, at http://127.0.0.1:8866; otherwise: make demo PORT=9000 PRESET=emoji
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make owner     watch a study and lead raters back, at http://127.0.0.1:8868: make owner STUDY=data/runs/told/study ADDRESS=http://127.0.0.1:8867/
 # make picture   take the picture of the page in the README anew (needs Chromium)
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
+# make emoji-pairs  give drawings of emoji captions to train on, for the preset emoji (needs npm and apt-get)
+# make real      fetch all that can be had and ask the shipped checkpoint for what nobody named; make real RETRAIN=1 trains it again
 # make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower
 # make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
@@ -133,6 +135,19 @@ knowledge: environment
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p precision bfloat16 \
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
+
+# What the shipped checkpoint knows, and what nobody named; RETRAIN=1 trains it again first, which takes an hour on two cores.
+.PHONY: real
+real: environment
+	-@python -m fromage.real.fetching smollm2 wordnet
+	-@python -m fromage.real.catalogue openmoji more
+	-@python -m fromage.real.training_pairs
+	$(if $(RETRAIN),papermill nbs/train.ipynb reports/train-emoji.ipynb -p preset emoji -p output data/runs/train-emoji \
+	  -p report reports/train-emoji </dev/null)
+	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-checkpoint.ipynb -p pictures data/pictures/openmoji-rendered/shards \
+	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p maps False -p shots 0 \
+	  -p checkpoint $(if $(RETRAIN),data/runs/train-emoji/settled.safetensors,emoji) -p report reports/eval_knowledge-checkpoint </dev/null
+	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
 
 # Twenty minutes on two cores that do nothing else; beside other work many times that, though its threads wait passively.
 .PHONY: tower

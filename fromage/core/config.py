@@ -235,6 +235,7 @@ class Training(Section):
     contrastive_weight: float = setting(1.0, "weight of the mean of the two InfoNCE directions", 0.0, 1e6)
     shard_layers: bool = setting(False, "each of several processes keeps its share of every frozen layer")
     recompute: bool = setting(False, "compute the captioning pass's activations again instead of keeping them")
+    map_steps: int = setting(0, "further steps of the retrieval maps alone, on kept states", 0, 10_000_000)
     validate_every: int = setting(1000, "steps between validations (one more at the end)", 1, 10_000_000)
     save_every: int = setting(500, "steps between saves of the resumable state", 1, 10_000_000)
 

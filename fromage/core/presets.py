@@ -65,12 +65,14 @@ MINI = change(
     decay_every=600,
     tokens_per_pass=1024, train_examples=12_000, validation_examples=1000, validate_every=400, save_every=200,
 )
+# Some hundred steps of a real language model are what two cores have time for; the maps alone go on for thousands.
 SMOL = change(MINI, preset="smol", language_model="data/models/smollm2-135m", precision="auto", retrieval_dim=256,
               learning_rate=1e-3, steps=600, decay_every=450, validate_every=300, save_every=50)
 EMOJI = change(SMOL, preset="emoji", vision_model="data/emoji/tower",
                train_captions="data/pictures/emoji/train", validation_captions="data/pictures/emoji/validation",
                features="data/pictures/emoji/features", train_examples=None,
-               learning_rate=2e-3, steps=400, warmup_steps=20, decay_every=100, decay_factor=0.5, validate_every=200)
+               learning_rate=2e-3, steps=200, warmup_steps=20, decay_every=100, decay_factor=0.5, map_steps=6000,
+               validate_every=200)
 PRESETS = {"mini": MINI, "smol": SMOL, "emoji": EMOJI, "small": SMALL, "paper": PAPER, **MODERN}
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAPS', 'ON_MINIATURE', 'RANDOM_WEIGHTS', 'AT_RET', 'OWN_STATES', 'OWN_ALONE', 'WORDS_ALONE', 'SHOWN_RATES',
            'COMPARED_GROUPS', 'describe_parts', 'pixel_features', 'in_context', 'read_states', 'score_maps',
-           'score_without_maps', 'rank_systems', 'query_groups', 'estimate_groups', 'chance_of_groups', 'rate_frame',
-           'compare_groups', 'group_difference_frame']
+           'score_without_maps', 'score_words', 'rank_systems', 'query_groups', 'estimate_groups', 'chance_of_groups',
+           'rate_frame', 'compare_groups', 'group_difference_frame']
 
 # %% ../../nbs/knowledge/08_evaluation.ipynb #dcfcea29
 from collections.abc import Collection, Mapping, Sequence
@@ -90,8 +90,8 @@ def score_maps(parts: KnowledgeParts, readings: Mapping[str, Reading], features:
 
 
 def score_without_maps(parts: KnowledgeParts, readings: Mapping[str, Reading]) -> dict[str, list[np.ndarray]]:
-    """The model's own states in the context, the best of those of texts alone by R@10 of the queries,
-    and words alone: scores (Q, N) each."""
+    """The model's own states in the context, and the best of those of texts alone by R@10 of the queries:
+    scores (Q, N) each."""
     texts = [query.text for query in parts.queries]
     answers = answer_rows(parts.queries, parts.names)
 
@@ -104,10 +104,14 @@ def score_without_maps(parts: KnowledgeParts, readings: Mapping[str, Reading]) -
         return own_scores(readings[name].queries, readings[name].texts, texts, parts.names)
 
     alone = in_context("alone")
-    documents = [" ".join((each.name, *each.aliases)) for each in parts.pictures]
     return {OWN_STATES: [own(MAPS)["last token, layer -1"]],
-            OWN_ALONE: [max(own(alone if alone in readings else MAPS).values(), key=found)],
-            WORDS_ALONE: [tfidf_scores(texts, documents)]}
+            OWN_ALONE: [max(own(alone if alone in readings else MAPS).values(), key=found)]}
+
+
+def score_words(parts: KnowledgeParts) -> dict[str, list[np.ndarray]]:
+    """Words alone: scores (Q, N)."""
+    documents = [" ".join((each.name, *each.aliases)) for each in parts.pictures]
+    return {WORDS_ALONE: [tfidf_scores([query.text for query in parts.queries], documents)]}
 
 
 def rank_systems(parts: KnowledgeParts,
@@ -163,9 +167,10 @@ def rate_frame(rows: Mapping[str, Mapping[str, Mapping[str, Estimate]]], chance:
 # %% ../../nbs/knowledge/08_evaluation.ipynb #4648ab53
 def compare_groups(ranks: Mapping[str, Sequence[np.ndarray]], groups: Mapping[str, np.ndarray],
                    seed: int = 0) -> dict[str, dict[str, dict]]:
-    """Group -> `maps minus other` -> the difference of R@10 under the first seed, with its p-values."""
+    """Group -> `first minus other` -> the difference of R@10 under the first seed of the first system and each other
+    one, with its p-values."""
     first = {name: each[0] for name, each in ranks.items()}
-    return {group: compare_answers(first, MAPS, groups[group], seed)
+    return {group: compare_answers(first, next(iter(ranks)), groups[group], seed)
             for group in COMPARED_GROUPS if group in groups}
 
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['vocabulary_cross_entropy', 'CaptionBatch', 'make_batch', 'Sequence', 'caption_sequences', 'Rows', 'lay_out',
            'split_passes', 'run_rows', 'caption_losses', 'caption_loss', 'run_ret', 'CaptionPass', 'caption_pass',
-           'run_caption', 'pass_with_ret', 'pass_without_ret', 'RetrievalPass', 'retrieval_pass', 'join_queries',
-           'contrastive_logits', 'contrastive_losses']
+           'run_caption', 'pass_with_ret', 'pass_without_ret', 'RetrievalPass', 'run_queries', 'retrieval_pass',
+           'join_queries', 'contrastive_logits', 'contrastive_losses']
 
 # %% ../../nbs/model/02_losses.ipynb #410e31d7
 from collections.abc import Iterator
@@ -261,20 +261,20 @@ class RetrievalPass:
     text: Tensor
 
 
+def run_queries(model: Fromage, batch: CaptionBatch, tokens: int = 1024,
+                least: int = 1) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Pass by pass, in the batch's order: the summed cross-entropy, and the states behind each caption, one (b, D) for each
+    of `text_emb_layers`."""
+    run = pass_with_ret if model.vocabulary.has_ret else pass_without_ret
+    for numbers in split_passes((batch.lengths - 1).tolist(), tokens if model.packs else 1, least):
+        yield run(model, caption_pass(batch, numbers))
+
+
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024, least: int = 1) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
-    lengths = (batch.lengths - 1).tolist()
-    run = pass_with_ret
-    count = sum(lengths)
-    if not model.vocabulary.has_ret:
-        run = pass_without_ret
-        count = sum(lengths) - len(lengths)
-    losses = []
-    texts = []
-    for numbers in split_passes(lengths, tokens if model.packs else 1, least):
-        loss, states = run(model, caption_pass(batch, numbers))
-        losses.append(loss)
-        texts.append(project_text(model, states))
+    count = int((batch.lengths - (1 if model.vocabulary.has_ret else 2)).sum())
+    losses, states = zip(*run_queries(model, batch, tokens, least))
+    texts = [project_text(model, each) for each in states]
     return RetrievalPass(torch.stack(losses).sum() / count, torch.cat(texts))
 
 # %% ../../nbs/model/02_losses.ipynb #c71a0f31

@@ -124,7 +124,7 @@ class Run:
 
 # %% ../../nbs/model/12_training.ipynb #e1b9af4e
 FREE_TO_CHANGE = {"preset", "device", "steps", "save_every", "validate_every", "validation_examples",
-                  "shard_layers", "recompute", *NAMES_OF_CONTENT}
+                  "shard_layers", "recompute", "map_steps", *NAMES_OF_CONTENT}
 
 
 def first_pairs(pairs: FeaturePairs, count: int = 16) -> str:
