@@ -66,7 +66,7 @@ $(eval $(call report,analyse_ratings-rehearsal,-p study data/runs/tell_stories-m
 reports/analyse_ratings-rehearsal.html: reports/tell_stories-mini.html
 $(eval $(call report,show_examples-mini,))
 $(eval $(call report,ablate-mini,-p variants "all layers tuned; no [RET]" -p seeds 2 -p steps 80 -p learning_rate 0.006 \
-  -p train_examples 12000 -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p workers 2))
+  -p train_examples 12000 -p validation_examples 300 -p pairs 300 -p stories 100 -p dialogues 60 -p answered 2 -p episodes 30 -p texts 200 -p workers 2))
 $(eval $(call report,claims,))
 reports/claims.html: $(filter-out reports/claims.html,$(REPORTS:%=reports/%.html))
 

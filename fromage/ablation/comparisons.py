@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from .measurements import LESS, less_is_better
+from .measurements import LESS, ORDINARY, less_is_better
 from .sweep import LAST_LOSSES, Outcome
 from ..core.metrics import Comparison, Estimate, group_numbers, holm, interval_ends
 from ..core.paper import CAPTION_SEARCH, FULL_STORY
@@ -174,6 +174,7 @@ FREEZING = (
                 f"{TUNED}, rate / 10, {LONG}", LONG, LAST_LOSSES),
     of_variants("Freezing keeps learning in context", "baseline", TUNED, NAMED),
     of_variants("Freezing keeps the ability to read", "baseline", TUNED, READ),
+    of_variants("Freezing keeps the perplexity of ordinary text", "baseline", TUNED, ORDINARY),
 )
 
 # %% ../../nbs/ablation/04_comparisons.ipynb #b7c18ec9

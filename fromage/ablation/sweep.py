@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 
-from .measurements import LESS, Amounts, Items, Sources, measure, open_material
+from fromage.ablation.measurements import (
+    LESS, Amounts, Items, Sources, measure, measure_untouched, open_material,
+)
 from .networks import make_network
 from ..core.code import code_key
 from ..core.config import Backbones, Config, resolve_path
@@ -58,7 +60,7 @@ class Failure:
 
 
 LAST_LOSSES = "training loss, last steps" + LESS
-ALL_ITEMS = Amounts(pairs=None, stories=None, dialogues=None, answered=None, episodes=200)
+ALL_ITEMS = Amounts(pairs=None, stories=None, dialogues=None, answered=None, episodes=200, texts=1000)
 
 # %% ../../nbs/ablation/03_sweep.ipynb #83a333a1
 @dataclass(frozen=True)
@@ -140,15 +142,17 @@ def run_task(task: Task) -> None:
                                   names.tower_precision)
         if not trained.is_file():
             write_json(trained, train_task(task, tower, trained.parent))
-        model = load_model(trained.with_name("last.safetensors"), task.config.device)
         start = time.perf_counter()
         material = open_material(tower, task.sources, data.features)
+        missing = [(amounts, path) for amounts, path in zip(task.amounts, measured) if not path.is_file()]
+        before = [measure_untouched(task.config, tower.width, material.texts[:amounts.texts])
+                  for amounts, _ in missing]  # two language models at once would need twice the memory
+        model = load_model(trained.with_name("last.safetensors"), task.config.device)
         limit = data.validation_examples
         pairs = pairs_of(task.config, "validation", model, tower, limit, limit)
-        for amounts, path in zip(task.amounts, measured):
-            if not path.is_file():
-                items = measure(model, tower, pairs, material, amounts)
-                write_json(path, {"items": items, "seconds": time.perf_counter() - start})
+        for (amounts, path), untouched in zip(missing, before):
+            items = measure(model, tower, pairs, material, amounts) | untouched
+            write_json(path, {"items": items, "seconds": time.perf_counter() - start})
 
 
 def read_outcome(task: Task) -> Outcome:

@@ -32,6 +32,11 @@ class WordNet:
         gloss = self.data[place:self.data.index(b"\n", place)].decode("utf-8").partition(" | ")[2]
         return re.split(r';?\s*"', gloss)[0].strip(" ;")
 
+    def glosses(self) -> list[str]:
+        """Every gloss that has an example sentence, whole, in the order of the file."""
+        lines = self.data.decode("utf-8").splitlines()
+        return [gloss.strip() for line in lines for gloss in (line.partition(" | ")[2],) if '"' in gloss]
+
 
 def read_wordnet(folder: str | Path = "data/texts/wordnet") -> WordNet:
     """WordNet's nouns; FileNotFoundError where `folder` lacks index.noun or data.noun."""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXAMPLE_COUNTS', 'SHOWN_INSTEAD', 'PictureEpisode', 'draw_episodes', 'episode_pieces', 'episode_hits', 'try_episodes',
-           'episode_frame']
+           'episode_frame', 'name_scenes']
 
 # %% ../../nbs/knowledge/11_episodes.ipynb #f9b00a33
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.metrics import Estimate, bootstrap
 from ..core.progress import progress
+from ..mini.world import Scene
 from ..model.generation import write_behind
 from ..model.model import Fromage
 from ..model.prompts import Piece, build_prompt
@@ -82,8 +83,14 @@ def try_episodes(model: Fromage, features: Tensor, names: Sequence[str], episode
         model, features, names, episodes, count, shown, aliases).items()} for count in counts} for shown in SHOWN_INSTEAD}
 
 
-def episode_frame(table: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> pd.DataFrame:
-    """A row for each picture shown and number of examples."""
-    return pd.DataFrame([[shown, count, str(row["written"]), str(row["found"])]
+def episode_frame(table: Mapping[str, Mapping[str, Mapping[str, Estimate]]], candidates: int) -> pd.DataFrame:
+    """A row for each picture shown and number of examples, with the chance of finding one name among so many."""
+    return pd.DataFrame([[shown, count, str(row["written"]), str(row["found"]), f"{100 / candidates:.1f}"]
                          for shown, rows in table.items() for count, row in rows.items()],
-                        columns=["shown", "examples", "written (%)", "found (%)"])
+                        columns=["shown", "examples", "written (%)", "found (%)", "chance of found (%)"])
+
+# %% ../../nbs/knowledge/11_episodes.ipynb #0rd10e02
+def name_scenes(scenes: Sequence[Scene]) -> dict[int, str]:
+    """Number of a scene -> colour and kind of its thing, for scenes with one."""
+    return {row: f"a {scene.things[0].colour} {scene.things[0].kind}"
+            for row, scene in enumerate(scenes) if len(scene.things) == 1}

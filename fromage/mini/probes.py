@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOUR_WORDS', 'PROBES', 'Probe', 'colour_probe', 'summary_probe', 'story_probe', 'naming_probe', 'ask_probe',
-           'run_probes', 'held_out_perplexity', 'measure_reading']
+           'run_probes', 'held_out_texts', 'held_out_perplexity', 'measure_reading']
 
 # %% ../../nbs/mini/04_probes.ipynb #160efa9a
 import math
@@ -124,6 +124,12 @@ def run_probes(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, coun
     return results
 
 # %% ../../nbs/mini/04_probes.ipynb #3f1e277c
+def held_out_texts(rng: random.Random) -> list[str]:
+    """Two held-out texts: a caption, and a dialogue of ten rounds about another scene."""
+    return [caption(rng, sample_scene(rng, "validation")).text,
+            plain(answered(rng, dialogue(rng, sample_scene(rng, "visdial")), frozenset(), "line"))]
+
+
 @torch.no_grad()
 def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200,
                         seed: int = 2) -> float:
@@ -133,9 +139,7 @@ def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
     total = 0.0
     tokens = 0
     for _ in range(count):
-        texts = [caption(rng, sample_scene(rng, "validation")).text,
-                 plain(answered(rng, dialogue(rng, sample_scene(rng, "visdial")), frozenset(), "line"))]
-        for text in texts:
+        for text in held_out_texts(rng):
             ids = encode(rng, BOS + text + BOS).ids
             batch = collate([Encoded(ids, [1.0] * len(ids), [], [])], tokenizer.pad_token_id)
             total += text_loss(model, batch)[0].item() * (len(ids) - 1)
