@@ -190,16 +190,14 @@ def answer_features(metrics: Mapping[str, Any]) -> str:
 
 
 def answer_knowledge(metrics: Mapping[str, Any]) -> str:
-    """`eval_knowledge`: what maps trained on names alone find of what is not named."""
-    found = {name: look(metrics, "own queries", name, "R@10") for name in (
-        "maps on the language model", "the model's own states",
-        "tf-idf of names and further names")}
-    maps, states, words = found.values()
-    text = fill_in(("maps trained on names find the picture of a query that names nothing among the best ten "
-                    "in {} %", maps),
-                   ("the language model's own states in {} %", states), ("words alone in {} %", words),
-                   ("chance is {} %", look(metrics, "chance", "own queries", "R@10")))
-    return sentence(text)
+    """`eval_knowledge`: what maps trained on names alone, or a checkpoint, find of what is not named."""
+    systems = {"maps trained on names": "maps on the language model", "the language model's own states": "the model's own states",
+               "a checkpoint asked as in a dialogue": "the checkpoint at [RET]",
+               "its tower's own text side": "the tower's own text side", "words alone": "tf-idf of names and further names"}
+    found = {said: look(metrics, "own queries", name, "R@10") for said, name in systems.items()}
+    parts = [(f"for {said} in {{}} %", rate) for said, rate in found.items() if rate is not None]
+    parts[:1] = [(f"the picture of a query that names nothing is among the ten best {text}", rate) for text, rate in parts[:1]]
+    return sentence(fill_in(*parts, ("chance is {} %", look(metrics, "chance", "own queries", "R@10"))))
 
 # %% ../../nbs/core/18_answers.ipynb #a140041
 def near_chance(found: Estimate | None, chance: float | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .findings import PAPER_FINDINGS, look, say, sentences
+from .metrics import Estimate
 from .presets import PRESETS
 from .records import RunRecord
 
@@ -53,14 +54,22 @@ def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
         ("where the text stands alone in {} %", "context: alone"),
         ("the language model's own states, read in the same context, in {} %", "the model's own states"),
         ("of texts alone in {} %", "the model's own states, text alone, best of all"),
+        ("a checkpoint asked as in a dialogue finds its picture among the ten best in {} %", "the checkpoint at [RET]"),
+        ("its tower's own text side in {} %", "the tower's own text side"),
         ("words alone in {} %", "tf-idf of names and further names"))
+
+    def rates_of(group: str) -> list[tuple[str, Estimate]]:
+        rates = ((text, look(metrics, group, name, "R@10")) for text, name in systems)
+        return [(text, rate) for text, rate in rates if rate is not None]
+
     openings = {"own queries": "of a query that names nothing ", "definitions": "of a lexicographer's definition "}
     told = sentences(*(
-        say(*((text if number else f"{opening}{text}", look(metrics, group, name, "R@10"))
-              for number, (text, name) in enumerate(systems)),
+        say(*((text if number else f"{opening}{text}", rate) for number, (text, rate) in enumerate(rates_of(group))),
             ("chance {:.1f} %", look(metrics, "chance", group, "R@10")))
         for group, opening in openings.items()))
-    return told, "that a network has learned to see: pictures are principal components of their pixels"
+    seen = look(metrics, "own queries", "maps on the language model") is None
+    return told, ("a conversation: each query is asked by itself" if seen else
+                  "that a network has learned to see: pictures are principal components of their pixels")
 
 # %% ../../nbs/core/16_notes.ipynb #f1nd0040
 def best_remedy(metrics: Mapping[str, Any]) -> str:
