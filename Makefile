@@ -9,7 +9,7 @@
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
 # make emoji-pairs  give drawings of emoji captions to train on, for the preset emoji (needs npm and apt-get)
-# make real      fetch all that can be had and ask the shipped checkpoint for what nobody named; make real RETRAIN=1 trains it again
+# make real      fetch SmolLM2 and drawings, ground it in them (an hour or two) and ask it for what nobody named; writes reports/train-emoji and reports/eval_knowledge-checkpoint
 # make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower; writes reports/pretrain_tower-drawings
 # make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2; writes reports/eval_unseen-drawings
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
@@ -136,17 +136,16 @@ knowledge: environment
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
-# What the shipped checkpoint knows, and what nobody named; RETRAIN=1 trains it again first, which takes an hour on two cores.
+# A killed training goes on where it was; a finished one is done again.
 .PHONY: real
 real: environment
 	-@python -m fromage.real.fetching smollm2 wordnet
 	-@python -m fromage.real.catalogue openmoji more
 	-@python -m fromage.real.training_pairs
-	$(if $(RETRAIN),papermill nbs/train.ipynb reports/train-emoji.ipynb -p preset emoji -p output data/runs/train-emoji \
-	  -p report reports/train-emoji </dev/null)
+	papermill nbs/train.ipynb reports/train-emoji.ipynb -p preset emoji -p output data/runs/train-emoji -p report reports/train-emoji </dev/null
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-checkpoint.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p maps False -p shots 0 \
-	  -p checkpoint $(if $(RETRAIN),data/runs/train-emoji/settled.safetensors,emoji) -p report reports/eval_knowledge-checkpoint </dev/null
+	  -p checkpoint emoji -p report reports/eval_knowledge-checkpoint </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
 
 # Twenty minutes on two cores that do nothing else; beside other work many times that, though its threads wait passively.

@@ -76,7 +76,7 @@ def test_a_wrong_value_stops_training(name: str, value, allowed: str, tmp_path) 
 def test_injected_parameters_arrive(tmp_path) -> None:
     """A tiny training, started outside of the repository: notebook, record, picture and checkpoint, all as asked."""
     source = (ROOT / "nbs" / "train.ipynb").read_bytes()
-    asked = {"steps": 4, "batch_size": 8, "train_examples": 64, "validation_examples": 32, "visual_tokens": 2, "examples": 2,
+    asked = {"steps": 4, "map_steps": 6, "batch_size": 8, "train_examples": 64, "validation_examples": 32, "visual_tokens": 2, "examples": 2,
              "learning_rate": 1e-3}
     places = {"output": str(tmp_path / "run"), "report": str(tmp_path / "train-tiny")}
     outcome = execute("train", tmp_path / "train-tiny.ipynb", asked | places, folder=tmp_path)
@@ -87,6 +87,7 @@ def test_injected_parameters_arrive(tmp_path) -> None:
     assert record["config"]["grounding"]["visual_tokens"] == 2
     assert record["metrics"]["steps"] == 4 and record["metrics"]["training pairs"] == 64
     assert record["metrics"]["text_to_image.R@1"]["n_used"] == 32
+    assert len(record["metrics"]["settling"]) == 6 and (tmp_path / "run" / "settled.safetensors").is_file()
     assert (tmp_path / "run" / "best.safetensors").is_file() and (tmp_path / "train-tiny.png").is_file()
     assert outcome.notebook.stat().st_size < 2_000_000
     assert (ROOT / "nbs" / "train.ipynb").read_bytes() == source

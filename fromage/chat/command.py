@@ -92,12 +92,12 @@ def make_parser() -> argparse.ArgumentParser:
     find.add_argument("--k", type=int, default=5, help="images to find (5)")
     for part in (ask, find):
         part.add_argument("--checkpoint", default="mini",
-                          help="file or folder of a checkpoint, or mini or emoji, which are shipped (mini)")
+                          help="file or folder of a checkpoint, or a preset whose one is shipped or trained (mini)")
     find.add_argument("--search", default="exact", help="exact, or by FAISS ivf, ivfpq or hnsw (exact)")
     add_index(commands)
     demo = commands.add_parser("demo", help="talk to the model in a browser", allow_abbrev=False)
     demo.add_argument("--port", type=int, default=8866, help="of 127.0.0.1 (8866)")
-    demo.add_argument("--preset", default="mini", help="mini or emoji, whose checkpoint and pictures are used (mini)")
+    demo.add_argument("--preset", default="mini", help="whose checkpoint and pictures are used (mini)")
     return parser
 
 # %% ../../nbs/chat/08_command.ipynb #9a260102

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES_OF_CONTENT', 'PAPER', 'SMALL', 'MODERN', 'MINI', 'SMOL', 'EMOJI', 'PRESETS', 'SHIPPED_CHECKPOINTS',
-           'MINIATURE_GALLERY', 'MINIATURE_PRESETS', 'GALLERIES', 'change', 'flatten', 'get_preset', 'find_checkpoint',
-           'find_gallery']
+           'LEFT_BY_TRAINING', 'MINIATURE_GALLERY', 'MINIATURE_PRESETS', 'GALLERIES', 'change', 'flatten', 'get_preset',
+           'find_checkpoint', 'find_gallery']
 
 # %% ../../nbs/core/14_presets.ipynb #f0464b95
 from dataclasses import asdict, replace
@@ -83,7 +83,8 @@ def get_preset(name: str) -> Config:
     return PRESETS[name]
 
 # %% ../../nbs/core/14_presets.ipynb #5417e002
-SHIPPED_CHECKPOINTS = {"mini": "data/mini/checkpoint.safetensors", "emoji": "data/emoji/checkpoint.safetensors"}
+SHIPPED_CHECKPOINTS = {"mini": "data/mini/checkpoint.safetensors"}
+LEFT_BY_TRAINING = ("settled.safetensors", "best.safetensors")  # the later one first
 MINIATURE_GALLERY = "data/mini/rendered/vist/images"
 MINIATURE_PRESETS = ("mini", "smol", "emoji")  # whose stories and dialogues are the miniature's
 GALLERIES = {"mini": MINIATURE_GALLERY, "smol": MINIATURE_GALLERY, "emoji": "data/pictures/emoji/gallery"}
@@ -91,14 +92,18 @@ GALLERIES = {"mini": MINIATURE_GALLERY, "smol": MINIATURE_GALLERY, "emoji": "dat
 
 def find_checkpoint(given: str | Path | None, preset: str = "mini") -> str | Path:
     """The checkpoint's path that was given; of a preset's name, where no such file lies, or of None, the one shipped with
-    that preset. ConfigError where none is."""
+    that preset, or that lies in `data/runs/train-<preset>`. ConfigError where none does."""
     if given is not None and (given not in PRESETS or resolve_path(given).exists()):
         return given
     name = get_preset(given or preset).preset
-    if name not in SHIPPED_CHECKPOINTS:
-        raise ConfigError(f"checkpoint = {given!r}: allowed is a file, such as data/runs/train-{name}/best.safetensors "
-                          f"of papermill nbs/train.ipynb, or one of those shipped: {', '.join(SHIPPED_CHECKPOINTS)}")
-    return SHIPPED_CHECKPOINTS[name]
+    if name in SHIPPED_CHECKPOINTS:
+        return SHIPPED_CHECKPOINTS[name]
+    folder = f"data/runs/train-{name}"
+    found = [path for path in (f"{folder}/{left}" for left in LEFT_BY_TRAINING) if resolve_path(path).is_file()]
+    if not found:
+        raise ConfigError(f"checkpoint = {given!r}: allowed is a file, since none is shipped with the preset {name} and "
+                          f"papermill nbs/train.ipynb -p preset {name} -p output {folder} has left none")
+    return found[0]
 
 
 def find_gallery(given: str | None, preset: str = "mini") -> str:

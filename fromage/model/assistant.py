@@ -67,7 +67,7 @@ class Assistant:
 
 # %% ../../nbs/model/14_assistant.ipynb #c0bb9b17
 def open_assistant(checkpoint: str | Path, device: str | None = None) -> Assistant:
-    """The assistant of a checkpoint's path, or of a preset with which one is shipped,
+    """The assistant of a checkpoint's path, or of a preset that has one,
     with the frozen networks that it was trained with."""
     found = load_checkpoint(resolve_path(find_checkpoint(checkpoint)))
     return Assistant(load_model(found, device), load_tower(found, device), checkpoint_key(found))
