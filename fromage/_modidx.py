@@ -436,6 +436,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fromage.core.config.Section.__post_init__': ( 'core/config.html#section.__post_init__',
                                                                                     'fromage/core/config.py'),
                                      'fromage.core.config.Training': ('core/config.html#training', 'fromage/core/config.py'),
+                                     'fromage.core.config.bringing': ('core/config.html#bringing', 'fromage/core/config.py'),
                                      'fromage.core.config.check_value': ('core/config.html#check_value', 'fromage/core/config.py'),
                                      'fromage.core.config.describe_allowed': ( 'core/config.html#describe_allowed',
                                                                                'fromage/core/config.py'),

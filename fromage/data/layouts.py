@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as parquet_files
 
 from ..core.boundaries import boundary
-from ..core.config import resolve_path
+from ..core.config import bringing, resolve_path
 
 # %% ../../nbs/data/01_layouts.ipynb #3a0f1c06
 def expand_braces(pattern: str) -> list[str]:
@@ -107,7 +107,7 @@ def list_shards(path: str | Path) -> list[Path]:
     elif place.is_file():
         files = [place]
     else:
-        raise FileNotFoundError(f"{place}: no such file or folder; it was to be read as form = 'shards'")
+        raise FileNotFoundError(f"{place}: no such file or folder{bringing(place)}; it was to be read as form = 'shards'")
     for each in files:
         check_plain(each)
     return files

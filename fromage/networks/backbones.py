@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ..core.config import resolve_path
+from ..core.config import bringing, resolve_path
 
 # %% ../../nbs/networks/01_backbones.ipynb #432b67f5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +88,7 @@ def load_language_model(
                             "bits, or packed ones in a GGUF file") from error
     except Exception as error:  # libraries raise errors of many kinds at a broken folder
         raise BackboneError(
-            f"language model {name!r}: {error}\nAllowed is a folder with config.json, *.safetensors and a "
+            f"language model {name!r}{bringing(name)}: {error}\nAllowed is a folder with config.json, *.safetensors and a "
             "tokenizer, a "
             "GGUF file, or the name of a causal language model on the Hugging Face hub "
             f"that {REACH}.") from error
