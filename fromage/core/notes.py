@@ -44,7 +44,7 @@ def find_features(metrics: Mapping[str, Any]) -> tuple[str, str]:
                ("{:,} were seen", look(metrics, "images seen")))
     return told, "whether captions belong to their images"
 
-
+# %% ../../nbs/core/16_notes.ipynb #16a00002
 def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
     """`eval_knowledge`: the finding, and what it does not show."""
     systems = (
