@@ -9,7 +9,7 @@
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
 # make emoji-pairs  give drawings of emoji captions to train on, for the preset emoji (needs npm and apt-get)
-# make real      fetch SmolLM2 and drawings, ground it in them (an hour or two) and ask it for what nobody named; writes reports/train-emoji and reports/eval_knowledge-checkpoint
+# make real      fetch SmolLM2 and drawings, ground it in them and ask it for what nobody named; writes reports/train-emoji and reports/eval_knowledge-checkpoint
 # make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower; writes reports/pretrain_tower-drawings
 # make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2; writes reports/eval_unseen-drawings
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)

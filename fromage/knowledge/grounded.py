@@ -19,7 +19,7 @@ from ..model.assistant import Assistant, open_assistant
 from ..model.prompts import build_prompt
 from ..model.retrieval import embed_queries, index_features
 from ..model.tokens import RET
-from ..real.sight import answer_ranks, see_pictures
+from ..real.sight import answer_ranks, see_pictures, text_scores
 
 # %% ../../nbs/knowledge/13_grounded.ipynb #00000005
 GROUNDED = "the checkpoint at [RET]"
@@ -37,8 +37,8 @@ def score_checkpoint(parts: KnowledgeParts, checkpoint: str | Path) -> dict[str,
     assistant = open_assistant(checkpoint)
     features, embeddings = see_pictures(assistant.tower, parts.pictures)
     texts = [query.text for query in parts.queries]
-    read = torch.cat([assistant.tower.encode_text(texts[start:start + 256])[0] for start in range(0, len(texts), 256)])
-    return {GROUNDED: [grounded_scores(assistant, texts, features)], TOWER_TEXT: [(read @ embeddings.T).numpy()]}
+    return {GROUNDED: [grounded_scores(assistant, texts, features)],
+            TOWER_TEXT: [text_scores(assistant.tower, texts, embeddings)]}
 
 
 def rank_by_checkpoint(world: UnseenWorld, checkpoint: str | Path) -> dict[str, list[np.ndarray]]:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['see_pictures', 'effective_rank', 'answer_ranks', 'rank_rates', 'same_concept', 'find_hand', 'probe_hand',
-           'find_texts', 'named_alike', 'hand_ranks', 'AskedGroup', 'text_groups', 'measure_sight', 'sight_frame']
+           'text_scores', 'find_texts', 'named_alike', 'hand_ranks', 'AskedGroup', 'text_groups', 'measure_sight',
+           'sight_frame']
 
 # %% ../../nbs/real/10_sight.ipynb #8fbade00
 from collections.abc import Mapping, Sequence
@@ -84,10 +85,15 @@ def probe_hand(features: Tensor, read: Tensor, asked: Sequence[NamedPicture], kn
     return 100.0 * (names[found] == np.array(wanted))
 
 # %% ../../nbs/real/10_sight.ipynb #8b32d69d
+def text_scores(tower: VisionTower, texts: Sequence[str], embeddings: Tensor) -> np.ndarray:
+    """Cosines (Q, N) of texts, read by the tower's own text side, with normalised embeddings (N, P)."""
+    read = torch.cat([tower.encode_text(list(texts[start:start + 256]))[0] for start in range(0, len(texts), 256)])
+    return (read @ embeddings.T).numpy()
+
+
 def find_texts(tower: VisionTower, texts: Sequence[str], embeddings: Tensor, right: Sequence[Sequence[int]]) -> np.ndarray:
     """Ranks of the best right picture among normalised embeddings (N, P) for each text."""
-    read = torch.cat([tower.encode_text(list(texts[start:start + 256]))[0] for start in range(0, len(texts), 256)])
-    return answer_ranks((read @ embeddings.T).numpy(), right)
+    return answer_ranks(text_scores(tower, texts, embeddings), right)
 
 
 def named_alike(names: Sequence[str]) -> list[list[int]]:
