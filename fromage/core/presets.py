@@ -67,7 +67,7 @@ MINI = change(
 )
 # Some hundred steps of a real language model are what two cores have time for; the maps alone go on for thousands.
 SMOL = change(MINI, preset="smol", language_model="data/models/smollm2-135m", precision="auto", retrieval_dim=256,
-              learning_rate=1e-3, steps=600, decay_every=450, validate_every=300, save_every=50)
+              learning_rate=1e-3, steps=600, decay_every=450, map_steps=4000, validate_every=300, save_every=50)
 EMOJI = change(SMOL, preset="emoji", vision_model="data/emoji/tower",
                train_captions="data/pictures/emoji/train", validation_captions="data/pictures/emoji/validation",
                features="data/pictures/emoji/features", train_examples=None,
