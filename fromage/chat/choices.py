@@ -22,7 +22,7 @@ from .page import Page, choose_pictures, refresh, show_attached, show_head
 from .pictures import DialogueError
 from .widgets import section
 from ..core.config import resolve_path
-from ..core.presets import SHIPPED_CHECKPOINTS
+from ..core.presets import LEFT_BY_TRAINING, SHIPPED_CHECKPOINTS
 from ..core.progress import heard
 from ..core.serving import note
 from ..data.sources import ImageFolder
@@ -32,7 +32,7 @@ from ..model.retrieval import index_features
 from ..networks.stores import StoreError
 
 # %% ../../nbs/chat/09_choices.ipynb #d9a90006
-LEFT = ("best.safetensors", "checkpoint.safetensors")
+LEFT = (*LEFT_BY_TRAINING, "checkpoint.safetensors")
 
 
 def known_checkpoints(given: str, folder: str | Path) -> list[str]:

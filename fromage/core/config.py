@@ -196,6 +196,12 @@ class Grounding(Section):
     tuning: str = setting("none", "language model's own weights that train too",
                           choices=("none", "lora", "all"))
     lora_rank: int = setting(8, "rank of LoRA's additions", 1, 4096)
+    query_context: str = setting("{}", "what stands around a query of texts alone, which stands at {}")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.query_context.count("{}") != 1:
+            raise ConfigError(f"query_context = {self.query_context!r}: allowed is a text with one {{}} in it")
 
 # %% ../../nbs/core/00_config.ipynb #9ebd7905
 FORMS = ("shards", "google_tsv", "caption_tsv", "pairs")

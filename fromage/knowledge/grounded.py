@@ -16,9 +16,8 @@ from ..data.concepts import NamedPicture
 from .systems import KnowledgeParts
 from .unseen import TOWER_TEXT, UnseenWorld
 from ..model.assistant import Assistant, open_assistant
-from ..model.prompts import build_prompt
+from ..model.prompts import build_prompt, query_pieces
 from ..model.retrieval import embed_queries, index_features
-from ..model.tokens import RET
 from ..real.sight import answer_ranks, see_pictures, text_scores
 
 # %% ../../nbs/knowledge/13_grounded.ipynb #00000005
@@ -28,7 +27,7 @@ GROUNDED = "the checkpoint at [RET]"
 def grounded_scores(assistant: Assistant, texts: Sequence[str], features: torch.Tensor) -> np.ndarray:
     """Cosines (Q, N) of texts, each followed by `[RET]`, with pictures of pooled features (N, V)."""
     index = index_features(assistant.model.image_map, [str(row) for row in range(len(features))], features)
-    prompts = [build_prompt(assistant.model, [text, RET]) for text in texts]
+    prompts = [build_prompt(assistant.model, query_pieces(assistant.model, [text])) for text in texts]
     return (embed_queries(assistant.model, prompts) @ index.embeddings.float().T).numpy()
 
 

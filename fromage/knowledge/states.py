@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import resolve_path
+from ..core.presets import DICTIONARY
 from ..core.progress import progress
 from ..core.records import atomic_path, hash_value
 from ..model.losses import lay_out, run_rows
@@ -27,10 +28,7 @@ TEXT_CONTEXTS = {
     "alone": "{}",
     "one word": 'This sentence: "{}" means in one word: "',
     "dictionary": "Definition: {}\nWord:",
-    "dictionary with two entries": (
-        "Definition: a small machine that joins sheets of paper with bent pieces of wire\nWord: stapler\n\n"
-        "Definition: a plump rodent of the mountains that sleeps through the winter\nWord: marmot\n\n"
-        "Definition: {}\nWord:"),
+    "dictionary with two entries": DICTIONARY,
 }
 
 

@@ -19,9 +19,8 @@ from ..data.sources import ImageFolder
 from .checkpoint import checkpoint_key, load_checkpoint, load_model, load_tower
 from .generation import generate_ids, stop_ids
 from .model import Fromage
-from .prompts import Piece, build_prompt
+from .prompts import Piece, build_prompt, query_pieces
 from .retrieval import ImageIndex, Index, embed_queries, index_features
-from .tokens import RET
 from ..networks.features import extract_features
 from ..networks.stores import FeatureStore
 from ..networks.towers import VisionTower
@@ -60,7 +59,7 @@ class Assistant:
     def find(self, pieces: Sequence[Piece], index: Index, k: int = 5) -> list[tuple[str, float]]:
         """Ids and cosines of the `k` images that best answer the pieces, best first; fewer where an
         approximate search finds no more."""
-        prompt = build_prompt(self.model, [*pieces, RET], encode=self.encode)
+        prompt = build_prompt(self.model, query_pieces(self.model, pieces), encode=self.encode)
         rows, cosines = index.search(embed_queries(self.model, [prompt]), k)
         return [(index.ids[row], cosine) for row, cosine in zip(rows[0].tolist(), cosines[0].tolist())
                 if row >= 0]

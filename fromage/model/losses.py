@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['vocabulary_cross_entropy', 'CaptionBatch', 'make_batch', 'Sequence', 'caption_sequences', 'Rows', 'lay_out',
            'split_passes', 'run_rows', 'caption_losses', 'caption_loss', 'run_ret', 'CaptionPass', 'caption_pass',
-           'run_caption', 'pass_with_ret', 'pass_without_ret', 'RetrievalPass', 'run_queries', 'retrieval_pass',
-           'join_queries', 'contrastive_logits', 'contrastive_losses']
+           'run_caption', 'pass_with_ret', 'pass_without_ret', 'summed_loss', 'RetrievalPass', 'run_queries',
+           'retrieval_pass', 'join_queries', 'contrastive_logits', 'contrastive_losses']
 
 # %% ../../nbs/model/02_losses.ipynb #410e31d7
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ class Rows:
 def lay_out(lengths: list[int], shared: int = 0, width: int = 96) -> Rows:
     """Deal sequences out to rows of about `width` places; the first `shared` tokens, the same in all,
     stand once in a row."""
-    count = min(len(lengths), max(1, round(sum(lengths) / width)))
+    count = min(len(lengths), max(1, round((sum(lengths) - shared * (len(lengths) - 1)) / width)))
     members = [[] for _ in range(count)]
     filled = [shared] * count
     starts = {}
@@ -220,12 +220,13 @@ class CaptionPass:
 
 
 def caption_pass(batch: CaptionBatch, numbers: list[int]) -> CaptionPass:
-    """The captions with these numbers; an id with which all begin stands once in a row."""
+    """The captions with these numbers; the ids with which all begin stand once in a row, and take a quarter of it at most."""
     lengths = (batch.lengths[numbers] - 1).tolist()
     ids = torch.cat([batch.ids[number, :length] for number, length in zip(numbers, lengths)])
     target = torch.cat([batch.ids[number, 1:length + 1] for number, length in zip(numbers, lengths)])
-    alike = bool((batch.ids[numbers, 0] == batch.ids[numbers[0], 0]).all())
-    return CaptionPass(ids, target, lay_out(lengths, shared=int(alike)).to(ids.device), lengths)
+    alike = (batch.ids[numbers, :min(lengths)] == batch.ids[numbers[0], :min(lengths)]).all(0)
+    shared = int(alike.cumprod(0).sum())
+    return CaptionPass(ids, target, lay_out(lengths, shared, max(96, 4 * shared)).to(ids.device), lengths)
 
 
 def run_caption(model: Fromage, part: CaptionPass, **options: bool) -> BaseModelOutputWithPast:
@@ -234,24 +235,25 @@ def run_caption(model: Fromage, part: CaptionPass, **options: bool) -> BaseModel
         return run_rows(model, embed_tokens(model, part.ids), part.rows, **options)
 
 
-def pass_with_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tensor]]:
-    """The summed cross-entropy of all targets, and the states of one `[RET]` that follows each caption."""
+def pass_with_ret(model: Fromage, part: CaptionPass) -> tuple[BaseModelOutputWithPast, list[Tensor]]:
+    """What the captions give, and the states of one `[RET]` that follows each."""
     caption = run_caption(model, part, use_cache=True)
-    places, behind = part.rows.place.unique(return_inverse=True)
-    states = caption.last_hidden_state.flatten(0, 1)[places]
-    loss = vocabulary_cross_entropy(model, states, part.target, behind)
-    return loss, run_ret(model, cache_of(caption), part.rows, part.lengths)
+    return caption, run_ret(model, cache_of(caption), part.rows, part.lengths)
 
 
-def pass_without_ret(model: Fromage, part: CaptionPass) -> tuple[Tensor, list[Tensor]]:
-    """The summed cross-entropy of all words, and the states at each caption's last word."""
+def pass_without_ret(model: Fromage, part: CaptionPass) -> tuple[BaseModelOutputWithPast, list[Tensor]]:
+    """What the captions give, and the states at the last word of each."""
     caption = run_caption(model, part, all_layers=needs_all_layers(model))
+    ends = part.rows.place[torch.tensor(part.lengths, device=part.ids.device).cumsum(0) - 1]
+    return caption, [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
+
+
+def summed_loss(model: Fromage, part: CaptionPass, caption: BaseModelOutputWithPast) -> Tensor:
+    """The summed cross-entropy () of a pass: of all words, and of `[RET]` where it is in use."""
     places, behind = part.rows.place.unique(return_inverse=True)
     states = caption.last_hidden_state.flatten(0, 1)[places]
-    words = part.target != model.vocabulary.ret_id
-    loss = vocabulary_cross_entropy(model, states, part.target[words], behind[words])
-    ends = part.rows.place[torch.tensor(part.lengths, device=part.ids.device).cumsum(0) - 1]
-    return loss, [state.flatten(0, 1)[ends] for state in hidden_states(model, caption)]
+    asked = (part.target != model.vocabulary.ret_id) | model.vocabulary.has_ret
+    return vocabulary_cross_entropy(model, states, part.target[asked], behind[asked])
 
 # %% ../../nbs/model/02_losses.ipynb #ea42c47d
 @dataclass
@@ -262,19 +264,20 @@ class RetrievalPass:
 
 
 def run_queries(model: Fromage, batch: CaptionBatch, tokens: int = 1024,
-                least: int = 1) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Pass by pass, in the batch's order: the summed cross-entropy, and the states behind each caption, one (b, D) for each
-    of `text_emb_layers`."""
+                least: int = 1) -> Iterator[tuple[CaptionPass, BaseModelOutputWithPast, list[Tensor]]]:
+    """Pass by pass, in the batch's order: the captions, what they give, and the states behind each, one (b, D) for each of
+    `text_emb_layers`."""
     run = pass_with_ret if model.vocabulary.has_ret else pass_without_ret
     for numbers in split_passes((batch.lengths - 1).tolist(), tokens if model.packs else 1, least):
-        yield run(model, caption_pass(batch, numbers))
+        part = caption_pass(batch, numbers)
+        yield part, *run(model, part)
 
 
 def retrieval_pass(model: Fromage, batch: CaptionBatch, tokens: int = 1024, least: int = 1) -> RetrievalPass:
     """Next-token cross-entropy over `caption[RET]` and the text embeddings (paper, eq. 2 and 3)."""
     count = int((batch.lengths - (1 if model.vocabulary.has_ret else 2)).sum())
-    losses, states = zip(*run_queries(model, batch, tokens, least))
-    texts = [project_text(model, each) for each in states]
+    losses, texts = zip(*((summed_loss(model, part, caption), project_text(model, states))
+                          for part, caption, states in run_queries(model, batch, tokens, least)))
     return RetrievalPass(torch.stack(losses).sum() / count, torch.cat(texts))
 
 # %% ../../nbs/model/02_losses.ipynb #c71a0f31

@@ -135,7 +135,8 @@ class Fromage(nn.Module):
 
     def __init__(self, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision_width: int,
                  visual_tokens: int = 1, retrieval_dim: int = 256, text_emb_layers: tuple[int, ...] = (-1,),
-                 ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8):
+                 ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8,
+                 query_context: str = "{}"):
         super().__init__()
         check_language_model(language_model)
         rows = count_rows(language_model, tokenizer)
@@ -146,6 +147,7 @@ class Fromage(nn.Module):
         self.language_model = language_model.eval()
         self.packs = packs_exactly(language_model)
         self.tuned = tuning != "none"
+        self.query_context = query_context
         self.scale = embedding_scale(language_model.get_input_embeddings())
         add_maps(self, map_layers, vision_width, visual_tokens, retrieval_dim, tuple(text_emb_layers))
         add_ret(self, ret == "trained")

@@ -1,0 +1,54 @@
+"""What is shipped for a real language model is what its preset says, and answers a sample of queries.
+
+SmolLM2 and OpenMoji come by pip, with neither npm nor apt; where they cannot be had, what needs them is skipped.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fromage.core.config import resolve_path
+from fromage.core.presets import SHIPPED_CHECKPOINTS, change, flatten, get_preset
+from fromage.knowledge.evaluation import rank_systems
+from fromage.knowledge.grounded import GROUNDED, score_checkpoint
+from fromage.knowledge.systems import KnowledgeParts, open_parts
+from fromage.knowledge.unseen import TOWER_TEXT
+from fromage.model.assistant import open_assistant
+from fromage.model.checkpoint import load_checkpoint
+from fromage.real.catalogue import CATALOGUE
+from fromage.real.drawings import make_pictures
+from fromage.real.fetching import PARTS, fetch_all, unpack_language_model
+
+
+@pytest.fixture(scope="module")
+def parts() -> KnowledgeParts:
+    """All of OpenMoji, and 60 of our own queries."""
+    there, missing = fetch_all((name, PARTS[name]) for name in ("smollm2", "openmoji"))
+    if missing:
+        pytest.skip(f"not to be had here: {missing}")
+    unpack_language_model(there["smollm2"], resolve_path("data/models/smollm2-135m"))
+    make_pictures(CATALOGUE["openmoji"])
+    found = open_parts(f"{CATALOGUE['openmoji'].folder}/shards", "data/models/smollm2-135m", "none")
+    own = [query for query in found.queries if not query.kind.startswith("names")]
+    chosen = np.random.default_rng(0).choice(len(own), 60, replace=False)
+    return replace(found, queries=[own[row] for row in chosen])
+
+
+@pytest.mark.parametrize("preset", SHIPPED_CHECKPOINTS)
+def test_a_shipped_checkpoint_is_of_its_preset(preset: str) -> None:
+    found = load_checkpoint(SHIPPED_CHECKPOINTS[preset])
+    assert flatten(change(found.config, precision=get_preset(preset).backbones.precision)) == flatten(get_preset(preset))
+    assert found.tower_fingerprint and found.language_fingerprint
+
+
+def test_emoji_finds_what_nobody_named(parts: KnowledgeParts) -> None:
+    """Chance is under 2 % among 1,923 drawings."""
+    ranks = rank_systems(parts, score_checkpoint(parts, "emoji"))
+    found, by_tower = ((ranks[name][0] <= 10).mean() for name in (GROUNDED, TOWER_TEXT))
+    assert found > 0.4 and found > 3 * by_tower, (found, by_tower)
+
+
+def test_emoji_says_something_of_a_drawing(parts: KnowledgeParts) -> None:
+    assistant = open_assistant("emoji")
+    assert assistant.ask([parts.pictures[0].open(), ""], max_new_tokens=4)
