@@ -8,8 +8,10 @@
 # make smollm2   fetch a real language model, SmolLM2-135M, into data/models
 # make pictures  fetch OpenMoji's drawings and render them into shards below data/pictures
 # make more-pictures  fetch and render the same by other hands: emoji, icons, clip art and stamps (needs npm and apt-get)
+# make emoji-gallery  the pictures that the preset emoji answers with, from OpenMoji's
 # make emoji-pairs  give drawings of emoji captions to train on, for the preset emoji (needs npm and apt-get)
-# make real      fetch SmolLM2 and drawings, ground it in them and ask it for what nobody named; writes reports/train-emoji and reports/eval_knowledge-checkpoint
+# make real      fetch SmolLM2, drawings and definitions, and ask the shipped checkpoint for what nobody named; writes reports/eval_knowledge-checkpoint
+# make checkpoints  train the presets emoji and smol, and put them where they are shipped; writes reports/train-emoji and reports/train-smol
 # make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower; writes reports/pretrain_tower-drawings
 # make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2; writes reports/eval_unseen-drawings
 # make wordnet   fetch WordNet's definitions of nouns into data/texts (needs apt-get)
@@ -115,7 +117,7 @@ owner: environment
 	@python -m fromage.study.owner --port $(or $(PORT),8868) --study "$(STUDY)" --address "$(ADDRESS)"
 
 # The network is used here; what is there already is not fetched again.
-.PHONY: smollm2 pictures more-pictures wordnet emoji-pairs
+.PHONY: smollm2 pictures more-pictures wordnet emoji-pairs emoji-gallery
 pictures: environment
 	@python -m fromage.real.catalogue openmoji
 more-pictures: environment
@@ -123,6 +125,8 @@ more-pictures: environment
 # Drawings of emoji with captions, as two sets of shards, and the pictures that the preset emoji answers with.
 emoji-pairs: pictures more-pictures
 	@python -m fromage.real.training_pairs
+emoji-gallery: pictures
+	@python -m fromage.real.training_pairs gallery
 smollm2 wordnet: environment
 	@python -m fromage.real.fetching $@
 
@@ -136,17 +140,22 @@ knowledge: environment
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
-# A killed training goes on where it was; a finished one is done again.
-.PHONY: real
+.PHONY: real checkpoints
 real: environment
 	-@python -m fromage.real.fetching smollm2 wordnet
-	-@python -m fromage.real.catalogue openmoji more
-	-@python -m fromage.real.training_pairs
-	papermill nbs/train.ipynb reports/train-emoji.ipynb -p preset emoji -p output data/runs/train-emoji -p report reports/train-emoji </dev/null
+	-@python -m fromage.real.catalogue openmoji
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-checkpoint.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p maps False -p shots 0 \
 	  -p checkpoint emoji -p report reports/eval_knowledge-checkpoint </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
+
+# A killed training goes on where it was; a finished one is not done again.
+checkpoints: smollm2 emoji-pairs
+	for preset in emoji smol; do \
+	  papermill nbs/train.ipynb reports/train-$$preset.ipynb -p preset $$preset -p output data/runs/train-$$preset \
+	    -p report reports/train-$$preset </dev/null || exit 1; \
+	  python -m fromage.model.grounding data/runs/train-$$preset/settled.safetensors data/$$preset/checkpoint.safetensors || exit 1; \
+	done
 
 # Twenty minutes on two cores that do nothing else; beside other work many times that, though its threads wait passively.
 .PHONY: tower

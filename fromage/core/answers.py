@@ -192,7 +192,8 @@ def answer_features(metrics: Mapping[str, Any]) -> str:
 def answer_knowledge(metrics: Mapping[str, Any]) -> str:
     """`eval_knowledge`: what maps trained on names alone, or a checkpoint, find of what is not named."""
     systems = {"maps trained on names": "maps on the language model", "the language model's own states": "the model's own states",
-               "a checkpoint asked as in a dialogue": "the checkpoint at [RET]",
+               "a trained checkpoint": "the checkpoint at [RET]",
+               "that checkpoint without its context": "the checkpoint at [RET], the text alone",
                "its tower's own text side": "the tower's own text side", "words alone": "tf-idf of names and further names"}
     found = {said: look(metrics, "own queries", name, "R@10") for said, name in systems.items()}
     parts = [(f"for {said} in {{}} %", rate) for said, rate in found.items() if rate is not None]

@@ -48,8 +48,8 @@ def resolve_path(path: str | Path) -> Path:
     return path if path.is_absolute() else (SHIPPED if brought else ROOT) / path
 
 # %% ../../nbs/core/00_config.ipynb #cc88f002
-BROUGHT_BY = {"data/models/smollm2-135m": "make smollm2", "data/pictures/emoji": "make emoji-pairs",
-              "data/pictures": "make pictures more-pictures", "data/texts/wordnet": "make wordnet"}
+BROUGHT_BY = {"data/models/smollm2-135m": "make smollm2",
+              "data/pictures/emoji/gallery": "make emoji-gallery", "data/pictures/emoji": "make emoji-pairs", "data/pictures": "make pictures more-pictures", "data/texts/wordnet": "make wordnet"}
 
 
 def bringing(path: str | Path) -> str:

@@ -54,7 +54,8 @@ def find_knowledge(metrics: Mapping[str, Any]) -> tuple[str, str]:
         ("where the text stands alone in {} %", "context: alone"),
         ("the language model's own states, read in the same context, in {} %", "the model's own states"),
         ("of texts alone in {} %", "the model's own states, text alone, best of all"),
-        ("a checkpoint asked as in a dialogue finds its picture among the ten best in {} %", "the checkpoint at [RET]"),
+        ("a trained checkpoint finds its picture among the ten best in {} %", "the checkpoint at [RET]"),
+        ("without its context in {} %", "the checkpoint at [RET], the text alone"),
         ("its tower's own text side in {} %", "the tower's own text side"),
         ("words alone in {} %", "tf-idf of names and further names"))
 

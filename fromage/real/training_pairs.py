@@ -97,17 +97,25 @@ def write_caption_sets(pictures: Sequence[NamedPicture], folder: str | Path = CA
     return counts
 
 # %% ../../nbs/real/11_training_pairs.ipynb #0000000d
-def main(catalogue: Mapping[str, Collection] = CATALOGUE, folder: str | Path = CAPTIONED.folder) -> int:
-    """Writes both sets from all collections but stamps; 1 where one is missing, since other words would be held out then."""
+def main(names: Sequence[str] = (), catalogue: Mapping[str, Collection] = CATALOGUE, folder: str | Path = CAPTIONED.folder) -> int:
+    """Writes the folder of pictures, and unless `gallery` alone is named both sets from all collections but stamps; 1 where one is
+    missing, since other words would be held out then."""
     wanted = {name: each for name, each in catalogue.items() if name != "stamps"}  # OpenMoji first: the gallery
+    if names:
+        wanted = dict([*wanted.items()][:1])
     missing = [name for name, each in wanted.items() if not is_made(each)]
     if missing:
         print(f"not here: {', '.join(missing)}; make pictures more-pictures fetches them")
         return 1
-    counts = write_caption_sets(read_collections(wanted.values()), folder)
-    print(f"{portable_path(folder)}: {counts['train']} pairs to train on, {counts['validation']} to validate with")
+    pictures = read_collections(wanted.values())
+    if names:
+        write_gallery(pictures, resolve_path(folder) / "gallery")
+        print(f"{portable_path(folder)}/gallery: {len(pictures)} pictures")
+    else:
+        counts = write_caption_sets(pictures, folder)
+        print(f"{portable_path(folder)}: {counts['train']} pairs to train on, {counts['validation']} to validate with")
     return 0
 
 
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.real.training_pairs`
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
