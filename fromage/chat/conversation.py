@@ -26,7 +26,7 @@ from ..model.choice import learn_bias, picture_scores
 from ..model.generation import Decoding, Reply
 from ..model.index_sets import is_index_set, open_index
 from ..model.interleaving import Pieces, answer, finish_reply
-from ..model.prompts import Prompt, build_prompt
+from ..model.prompts import Prompt, build_prompt, query_pieces
 from ..model.retrieval import Index
 from ..model.tokens import Vocabulary
 from ..networks.demands import longest_text
@@ -221,6 +221,8 @@ def prompt_from(conversation: Conversation, dialogue: Dialogue, first: int, bare
     """The prompt of a dialogue from exchange `first` on."""
     model = conversation.assistant.model
     pieces = prompt_pieces(dialogue, first, bare, own_turns(model.vocabulary))
+    if bare and pieces == [dialogue.exchanges[-1].text]:  # nothing but a query
+        pieces = query_pieces(model, pieces)[:-1]
     # a text begins behind a last picture, as captions do
     whole = [*pieces, ""] if isinstance(pieces[-1], Picture) else pieces
     parts = [piece if isinstance(piece, str) else conversation.encode(piece) for piece in whole]
