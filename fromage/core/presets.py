@@ -67,7 +67,7 @@ MINI = change(
 )
 # Some hundred steps of a real language model are what two cores have time for; the maps alone go on for thousands.
 SMOL = change(MINI, preset="smol", language_model="data/models/smollm2-135m", precision="auto", retrieval_dim=256,
-              learning_rate=1e-3, steps=600, decay_every=450, map_steps=1500, validate_every=300, save_every=50)
+              steps=250, warmup_steps=20, decay_every=100, decay_factor=0.5, map_steps=1500, validate_every=250, save_every=50)
 DICTIONARY = (
     "Definition: a small machine that joins sheets of paper with bent pieces of wire\nWord: stapler\n\n"
     "Definition: a plump rodent of the mountains that sleeps through the winter\nWord: marmot\n\n"
@@ -75,8 +75,7 @@ DICTIONARY = (
 EMOJI = change(SMOL, preset="emoji", vision_model="data/emoji/tower", query_context=DICTIONARY,
                train_captions="data/pictures/emoji/train", validation_captions="data/pictures/emoji/validation",
                features="data/pictures/emoji/features", train_examples=None,
-               learning_rate=2e-3, steps=200, warmup_steps=20, decay_every=100, decay_factor=0.5, map_steps=1500,
-               validate_every=200)
+               steps=200, validate_every=200)
 PRESETS = {"mini": MINI, "smol": SMOL, "emoji": EMOJI, "small": SMALL, "paper": PAPER, **MODERN}
 
 
