@@ -68,10 +68,10 @@ def footprints(records: Mapping[str, RunRecord]) -> list[float]:
     return [*peaks.values()]
 
 
-def knowledge(*systems: str) -> Callable[[Mapping[str, RunRecord]], list[float]]:
+def knowledge(*systems: str, record: str = "eval_knowledge-emoji") -> Callable[[Mapping[str, RunRecord]], list[float]]:
     """R@10 of own queries and of definitions by some systems."""
     def numbers(records: Mapping[str, RunRecord]) -> list[float]:
-        metrics = records["eval_knowledge-emoji"].metrics
+        metrics = records[record].metrics
         return [round(metrics[group][system]["R@10"]["value"]) for system in systems for group in ("own queries", "definitions")]
     return numbers
 
@@ -110,6 +110,10 @@ TRACES = (
                   "16 %", knowledge("maps on the language model", "tf-idf of names and further names")),
     Trace(README, "found for 23 % and 9 %", knowledge("context: alone")),
     Trace(README, "(85 % and 80 %)", knowledge("the model's own states")),
+    Trace(README, "finds 71 % and 62 %", knowledge("the checkpoint at [RET]", record="eval_knowledge-checkpoint")),
+    Trace(README, "46 % and 50 % without that context",
+          knowledge("the checkpoint at [RET], the text alone", record="eval_knowledge-checkpoint")),
+    Trace(README, "(BLEU-4 of its captions: 0.0 %)", lambda records: [round(records["train-emoji"].metrics["bleu4"]["value"], 1)]),
     Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),
     Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
     Trace(README, "| OPT-1.3B | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB |", fits("opt-1.3b")),

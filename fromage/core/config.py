@@ -48,8 +48,9 @@ def resolve_path(path: str | Path) -> Path:
     return path if path.is_absolute() else (SHIPPED if brought else ROOT) / path
 
 # %% ../../nbs/core/00_config.ipynb #cc88f002
-BROUGHT_BY = {"data/models/smollm2-135m": "make smollm2",
-              "data/pictures/emoji/gallery": "make emoji-gallery", "data/pictures/emoji": "make emoji-pairs", "data/pictures": "make pictures more-pictures", "data/texts/wordnet": "make wordnet"}
+BROUGHT_BY = {"data/models/smollm2-135m": "make smollm2", "data/texts/wordnet": "make wordnet",
+              "data/pictures/emoji/gallery": "make emoji-gallery", "data/pictures/emoji": "make emoji-pairs",
+              "data/pictures": "make pictures more-pictures"}
 
 
 def bringing(path: str | Path) -> str:
@@ -172,14 +173,11 @@ class Section:
 class Backbones(Section):
     """The frozen language model and vision tower: names on a hub, or local folders."""
     language_model: str = setting("data/mini/lm", "Hugging Face causal language model: hub name or folder")
-    precision: str = setting("float32", "arithmetic of the frozen model; auto: the one that is fast here",
-                             choices=("float32", "bfloat16", "auto"))
+    precision: str = setting("float32", "of the frozen model; auto: what is fast here", choices=("float32", "bfloat16", "auto"))
     vision_model: str = setting("data/mini/tower", "open_clip architecture or folder")
     vision_pretrained: str | None = setting(None, "open_clip pretrained tag, None for a folder")
-    weights: str = setting("trained", "of both networks; random: their true shapes, to measure with",
-                           choices=("trained", "random"))
-    quantization: str = setting("none", "numbers that the language model's frozen layers are packed in",
-                                choices=("none", "int8", "nf4"))
+    weights: str = setting("trained", "of both networks; random: in their true shapes, to measure", choices=("trained", "random"))
+    quantization: str = setting("none", "what the language model's frozen layers are packed in", choices=("none", "int8", "nf4"))
     tower_precision: str = setting("float32", "of the vision tower", choices=("float32", "bfloat16"))
 
 
@@ -188,13 +186,10 @@ class Grounding(Section):
     """The trained part (paper, section 3): W_c, W_i, W_t and [RET]; and what its ablations change."""
     visual_tokens: int = setting(1, "k, tokens that W_c makes of an image", 1, 256)
     retrieval_dim: int = setting(256, "q, dimensions of the retrieval space", 1, 65536)
-    text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums",
-                                               -1000, 1000)
-    ret: str = setting("trained", "[RET]'s row; none: the last word's state is the query",
-                       choices=("trained", "frozen", "none"))
+    text_emb_layers: tuple[int, ...] = setting((-1,), "layers whose [RET] states a W_t each maps and sums", -1000, 1000)
+    ret: str = setting("trained", "[RET]'s row; none: the last word's state is the query", choices=("trained", "frozen", "none"))
     map_layers: int = setting(1, "linear layers of each map, with a GELU between two", 1, 2)
-    tuning: str = setting("none", "language model's own weights that train too",
-                          choices=("none", "lora", "all"))
+    tuning: str = setting("none", "language model's own weights that train too", choices=("none", "lora", "all"))
     lora_rank: int = setting(8, "rank of LoRA's additions", 1, 4096)
     query_context: str = setting("{}", "what stands around a query of texts alone, which stands at {}")
 

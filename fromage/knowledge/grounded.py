@@ -31,7 +31,7 @@ IN_DIALOGUE = "the checkpoint at [RET], the text alone"
 
 @torch.no_grad()
 def embed_texts(model: Fromage, texts: Sequence[str], in_context: bool = True, tokens: int = 4096) -> torch.Tensor:
-    """Normalised embeddings (Q, q) of texts as queries, some thousand tokens at a time: what all begin with is read once a row."""
+    """Normalised embeddings (Q, q) of texts as queries, some thousand tokens a pass: what all begin with is read once a row."""
     asked = [query_pieces(model, [text]) if in_context else [text, RET] for text in texts]
     batch = make_batch([build_prompt(model, pieces).ids for pieces in asked], torch.zeros(len(texts), 0))
     found = [project_text(model, states) for _, _, states in run_queries(model, batch, tokens)]
@@ -39,7 +39,7 @@ def embed_texts(model: Fromage, texts: Sequence[str], in_context: bool = True, t
 
 
 def grounded_scores(assistant: Assistant, texts: Sequence[str], features: torch.Tensor, in_context: bool = True) -> np.ndarray:
-    """Cosines (Q, N) of texts, as queries or, without their context, as in a dialogue, with pictures of pooled features (N, V)."""
+    """Cosines (Q, N) of texts, as queries or without their context, as in a dialogue, with pictures of features (N, V)."""
     index = index_features(assistant.model.image_map, [str(row) for row in range(len(features))], features)
     return (embed_texts(assistant.model, texts, in_context) @ index.embeddings.float().T).numpy()
 

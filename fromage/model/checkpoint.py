@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARED_NAME', 'RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAGS', 'RELEASED_ARGUMENTS', 'SAFE_GLOBALS',
-           'Checkpoint', 'write_checkpoint', 'save_checkpoint', 'load_checkpoint', 'checkpoint_key', 'copy_weights',
-           'new_model', 'save_state', 'differences', 'load_state', 'load_model', 'initialise_from', 'load_tower',
-           'read_plain_state', 'read_released_state', 'check_released', 'load_released', 'ArrayUnpickler',
-           'load_released_gallery']
+           'Checkpoint', 'save_checkpoint', 'load_checkpoint', 'checkpoint_key', 'copy_weights', 'new_model',
+           'save_state', 'differences', 'load_state', 'load_model', 'initialise_from', 'load_tower', 'read_plain_state',
+           'read_released_state', 'check_released', 'load_released', 'ArrayUnpickler', 'load_released_gallery']
 
 # %% ../../nbs/model/10_checkpoint.ipynb #4e279a44
 import hashlib
@@ -47,17 +46,12 @@ class Checkpoint:
     tower_fingerprint: str | None = None
 
 
-def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
-    """Write one, atomically."""
-    header = {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint) if item.name != "tensors"}
-    return save_tensors(path, "checkpoint", checkpoint.tensors, header | {"config": flatten(checkpoint.config)})
-
-
 def save_checkpoint(path: str | Path, model: Fromage, config: Config,
                     tower_fingerprint: str | None = None) -> Path:
     """Write the trained part of `model` and its configuration."""
-    return write_checkpoint(path, Checkpoint(dict(trained_parameters(model)), config, model.caption_map.in_features,
-                                             model.language_fingerprint, tower_fingerprint))
+    header = {"config": flatten(config), "vision_width": model.caption_map.in_features,
+              "tower_fingerprint": tower_fingerprint, "language_fingerprint": model.language_fingerprint}
+    return save_tensors(path, "checkpoint", dict(trained_parameters(model)), header)
 
 
 def load_checkpoint(path: str | Path, verify: bool = True) -> Checkpoint:

@@ -8,13 +8,13 @@ __all__ = ['split_pairs', 'open_training', 'ground_networks', 'ship_checkpoint',
 # %% ../../nbs/model/20_grounding.ipynb #20a00002
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from ..core.config import Config, resolve_path
 from ..core.groups import ALONE, Group
 from ..core.records import atomic_path
-from .checkpoint import load_checkpoint, new_model, write_checkpoint
+from ..core.tensors import load_tensors, save_tensors
+from .checkpoint import new_model
 from .model import Fromage
 from .steps import FeaturePairs, open_pairs
 from .training import Run, fit, settle_run
@@ -53,8 +53,8 @@ def ship_checkpoint(run: Run, path: str | Path) -> None:
 
 def halve_checkpoint(source: str | Path, path: str | Path) -> Path:
     """Write a checkpoint with its values in float16, half as large, which opens like any other."""
-    found = load_checkpoint(resolve_path(source))
-    return write_checkpoint(path, replace(found, tensors={name: value.half() for name, value in found.tensors.items()}))
+    tensors, header = load_tensors(source, "checkpoint")
+    return save_tensors(path, "checkpoint", {name: value.half() for name, value in tensors.items()}, header)
 
 # %% ../../nbs/model/20_grounding.ipynb #20ab0003
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.model.grounding`

@@ -18,9 +18,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens,
-                                 hidden_states, needs_all_layers, output_bias, next_token_logits,
-                                 project_text, run_language_model)
+from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens, hidden_states, needs_all_layers,
+                                 output_bias, next_token_logits, project_text, run_language_model)
 from ..networks.demands import cache_of
 from ..networks.vocabularies import FrozenCrossEntropy, FrozenVocabulary
 
@@ -180,8 +179,7 @@ def caption_losses(model: Fromage, batch: CaptionBatch, concatenate: bool = Fals
         yield vocabulary_cross_entropy(model, states[target >= 0], target[target >= 0]) / total
 
 
-def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False,
-                 tokens: int = 1024) -> Tensor:
+def caption_loss(model: Fromage, batch: CaptionBatch, concatenate: bool = False, tokens: int = 1024) -> Tensor:
     """Mean cross-entropy of the captions given their images (paper, eq. 1)."""
     return torch.stack(list(caption_losses(model, batch, concatenate, tokens))).sum()
 

@@ -130,13 +130,11 @@ def add_ret(model: "Fromage", trained: bool) -> None:
 
 # %% ../../nbs/model/01_model.ipynb #94f7080a
 class Fromage(nn.Module):
-    """A frozen language model grounded to images of V features: W_c, W_i, W_t,
-    `[RET]` and the logit scale are trained."""
+    """A frozen language model grounded to images of V features: W_c, W_i, W_t, `[RET]` and the logit scale are trained."""
 
     def __init__(self, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision_width: int,
                  visual_tokens: int = 1, retrieval_dim: int = 256, text_emb_layers: tuple[int, ...] = (-1,),
-                 ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8,
-                 query_context: str = "{}"):
+                 ret: str = "trained", map_layers: int = 1, tuning: str = "none", lora_rank: int = 8, query_context: str = "{}"):
         super().__init__()
         check_language_model(language_model)
         rows = count_rows(language_model, tokenizer)

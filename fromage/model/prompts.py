@@ -81,7 +81,7 @@ def show_prompt(vocabulary: Vocabulary, prompt: Prompt) -> str:
         names.append(text.replace("\n", "\\n"))
     return "".join(f"⟨{name}⟩" for name in names)
 
-# %% ../../nbs/model/03_prompts.ipynb #b0da0004
+# %% ../../nbs/model/03_prompts.ipynb #b0da1012
 def query_pieces(model: Fromage, pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces of a query, then `[RET]`; texts alone stand in the model's `query_context`."""
     asked = [*pieces]

@@ -97,9 +97,10 @@ def write_caption_sets(pictures: Sequence[NamedPicture], folder: str | Path = CA
     return counts
 
 # %% ../../nbs/real/11_training_pairs.ipynb #0000000d
-def main(names: Sequence[str] = (), catalogue: Mapping[str, Collection] = CATALOGUE, folder: str | Path = CAPTIONED.folder) -> int:
-    """Writes the folder of pictures, and unless `gallery` alone is named both sets from all collections but stamps; 1 where one is
-    missing, since other words would be held out then."""
+def main(names: Sequence[str] = (), catalogue: Mapping[str, Collection] = CATALOGUE,
+         folder: str | Path = CAPTIONED.folder) -> int:
+    """Writes the folder of pictures, and unless `gallery` alone is named both sets from all collections but stamps;
+    1 where one is missing, since other words would be held out then."""
     wanted = {name: each for name, each in catalogue.items() if name != "stamps"}  # OpenMoji first: the gallery
     if names:
         wanted = dict([*wanted.items()][:1])
