@@ -76,6 +76,13 @@ def knowledge(*systems: str, record: str = "eval_knowledge-emoji") -> Callable[[
     return numbers
 
 
+def unseen_emoji(records: Mapping[str, RunRecord]) -> list[float]:
+    """Of held-out names: BLEU-4 of captions, how many there are, R@10, and the ten."""
+    metrics = records["train-emoji"].metrics
+    found = metrics["text_to_image.R@10"]
+    return [round(metrics["bleu4"]["value"], 1), found["n_total"], 10, round(found["value"])]
+
+
 def oldest_python(records: Mapping[str, RunRecord]) -> list[float]:
     """Of settings.ini."""
     settings = ConfigParser(delimiters=["="])
@@ -113,7 +120,7 @@ TRACES = (
     Trace(README, "finds 71 % and 62 %", knowledge("the checkpoint at [RET]", record="eval_knowledge-checkpoint")),
     Trace(README, "46 % and 50 % without that context",
           knowledge("the checkpoint at [RET], the text alone", record="eval_knowledge-checkpoint")),
-    Trace(README, "(BLEU-4 of its captions: 0.0 %)", lambda records: [round(records["train-emoji"].metrics["bleu4"]["value"], 1)]),
+    Trace(README, "(BLEU-4 of its captions: 0.0 %), and among 388 such drawings a name's own is one of the ten best for 21 %", unseen_emoji),
     Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),
     Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
     Trace(README, "| OPT-1.3B | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB |", fits("opt-1.3b")),
