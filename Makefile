@@ -149,7 +149,7 @@ real: environment
 	  -p checkpoint emoji -p report reports/eval_knowledge-checkpoint </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
 
-# A killed training goes on where it was; a finished one is not done again.
+# A killed training goes on where it was; a finished one is done again.
 checkpoints: smollm2 emoji-pairs
 	for preset in emoji smol; do \
 	  papermill nbs/train.ipynb reports/train-$$preset.ipynb -p preset $$preset -p output data/runs/train-$$preset \

@@ -10,7 +10,7 @@ import pytest
 
 from fromage.core.config import resolve_path
 from fromage.core.presets import SHIPPED_CHECKPOINTS, change, flatten, get_preset
-from fromage.knowledge.evaluation import rank_systems
+from fromage.knowledge.evaluation import query_groups, rank_systems
 from fromage.knowledge.grounded import GROUNDED, score_checkpoint
 from fromage.knowledge.systems import KnowledgeParts, open_parts
 from fromage.knowledge.unseen import TOWER_TEXT
@@ -30,9 +30,8 @@ def parts() -> KnowledgeParts:
     unpack_language_model(there["smollm2"], resolve_path("data/models/smollm2-135m"))
     make_pictures(CATALOGUE["openmoji"])
     found = open_parts(f"{CATALOGUE['openmoji'].folder}/shards", "data/models/smollm2-135m", "none")
-    own = [query for query in found.queries if not query.kind.startswith("names")]
-    chosen = np.random.default_rng(0).choice(len(own), 60, replace=False)
-    return replace(found, queries=[own[row] for row in chosen])
+    chosen = np.random.default_rng(0).choice(query_groups(found.queries)["own queries"], 60, replace=False)
+    return replace(found, queries=[found.queries[row] for row in chosen])
 
 
 @pytest.mark.parametrize("preset", SHIPPED_CHECKPOINTS)

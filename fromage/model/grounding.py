@@ -58,4 +58,6 @@ def halve_checkpoint(source: str | Path, path: str | Path) -> Path:
 
 # %% ../../nbs/model/20_grounding.ipynb #20ab0003
 if __name__ == "__main__" and "__file__" in globals():  # `python -m fromage.model.grounding`
+    if len(sys.argv) != 3:
+        sys.exit("allowed are two paths: a checkpoint, and where to write it with half the digits")
     halve_checkpoint(sys.argv[1], sys.argv[2])

@@ -97,13 +97,14 @@ def write_caption_sets(pictures: Sequence[NamedPicture], folder: str | Path = CA
     return counts
 
 # %% ../../nbs/real/11_training_pairs.ipynb #0000000d
-def main(names: Sequence[str] = (), catalogue: Mapping[str, Collection] = CATALOGUE,
-         folder: str | Path = CAPTIONED.folder) -> int:
+def main(names: list[str], catalogue: Mapping[str, Collection] = CATALOGUE, folder: str | Path = CAPTIONED.folder) -> int:
     """Writes the folder of pictures, and unless `gallery` alone is named both sets from all collections but stamps;
-    1 where one is missing, since other words would be held out then."""
-    wanted = {name: each for name, each in catalogue.items() if name != "stamps"}  # OpenMoji first: the gallery
-    if names:
-        wanted = dict([*wanted.items()][:1])
+    1 where one is missing, since other words would be held out then; 2 for another name."""
+    if names not in ([], ["gallery"]):
+        print(f"{', '.join(names)} was asked for; allowed is gallery, or nothing for all")
+        return 2
+    drawn = {name: each for name, each in catalogue.items() if name != "stamps"}  # OpenMoji first: the gallery
+    wanted = dict([*drawn.items()][:1]) if names else drawn
     missing = [name for name, each in wanted.items() if not is_made(each)]
     if missing:
         print(f"not here: {', '.join(missing)}; make pictures more-pictures fetches them")
