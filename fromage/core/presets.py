@@ -65,9 +65,11 @@ MINI = change(
     decay_every=600,
     tokens_per_pass=1024, train_examples=12_000, validation_examples=1000, validate_every=400, save_every=200,
 )
-# Some hundred steps of a real language model are what two cores have time for; the maps alone go on for thousands.
+# Two cores have time for few tokens of a real language model. Small batches and a high rate make the most of them: at first
+# W_c learns what to say before any caption, as a soft prompt does, and that takes steps. The maps go on alone for thousands.
 SMOL = change(MINI, preset="smol", language_model="data/models/smollm2-135m", precision="auto", retrieval_dim=256,
-              steps=250, warmup_steps=20, decay_every=100, decay_factor=0.5, map_steps=1500, validate_every=250, save_every=50)
+              batch_size=16, steps=800, learning_rate=1e-2, warmup_steps=20, decay_every=160, decay_factor=0.5,
+              map_steps=1500, validate_every=800, save_every=100)
 DICTIONARY = (
     "Definition: a small machine that joins sheets of paper with bent pieces of wire\nWord: stapler\n\n"
     "Definition: a plump rodent of the mountains that sleeps through the winter\nWord: marmot\n\n"
@@ -75,7 +77,7 @@ DICTIONARY = (
 EMOJI = change(SMOL, preset="emoji", vision_model="data/emoji/tower", query_context=DICTIONARY,
                train_captions="data/pictures/emoji/train", validation_captions="data/pictures/emoji/validation",
                features="data/pictures/emoji/features", train_examples=None,
-               steps=200, validate_every=200)
+               batch_size=64, steps=200, learning_rate=2e-3, decay_every=100, validate_every=200, save_every=50)
 PRESETS = {"mini": MINI, "smol": SMOL, "emoji": EMOJI, "small": SMALL, "paper": PAPER, **MODERN}
 
 
