@@ -44,24 +44,39 @@ LOOKS = """<style>
 
 # %% ../../nbs/study/04_looks.ipynb #e7ce6b2c
 KEYS = """
+const find = selector => document.querySelector('.rating ' + selector);
+const press = selector => {
+  const button = find(selector);
+  if (button && !button.disabled) button.click();
+  return button;
+};
+const answer = digit => {
+  const box = find('.rating-current');
+  if (!box || !press('.rating-current .choice-' + digit)) return;
+  const next = box.nextElementSibling;
+  box.classList.remove('rating-current');
+  (next && next.classList.contains('rating-question') ? next : find('.rating-question')).classList.add('rating-current');
+};
+const drawn = () => !find('progress') || find('.rating-current') && find('.rating-next') &&
+  [...document.querySelectorAll('.rating button')].every(each => /rating-|choice-/.test(each.className));
+const waiting = [];
+const act = () => {
+  while (waiting.length && (drawn() || Date.now() - waiting[0].at > 3000)) {
+    const key = waiting.shift();
+    if (Date.now() - key.at <= 3000) key.does();
+  }
+  if (waiting.length) setTimeout(act, 50);
+};
 document.addEventListener('keydown', event => {
   const held = event.ctrlKey || event.altKey || event.metaKey || event.repeat;
   if (held || event.target.closest('input, textarea')) return;
-  const press = selector => {
-    const button = document.querySelector('.rating ' + selector);
-    if (button && !button.disabled) { button.click(); event.preventDefault(); }
-    return button;
-  };
   const enters = event.key === 'Enter' && !event.target.closest('button, a');
-  if (/^[0-9]$/.test(event.key)) {
-    const box = document.querySelector('.rating .rating-current');
-    if (press('.rating-current .choice-' + event.key) && box) {
-      const next = box.nextElementSibling, first = document.querySelector('.rating .rating-question');
-      box.classList.remove('rating-current');
-      (next && next.classList.contains('rating-question') ? next : first).classList.add('rating-current');
-    }
-  } else if (event.key === 'ArrowRight' || enters) press('.rating-next');
-  else if (event.key === 'ArrowLeft') press('.rating-back');
+  const does = /^[0-9]$/.test(event.key) ? () => answer(event.key)
+    : event.key === 'ArrowRight' || enters ? () => press('.rating-next')
+    : event.key === 'ArrowLeft' ? () => press('.rating-back') : null;
+  if (!does || !find('button')) return;
+  event.preventDefault();
+  if (waiting.push({does, at: Date.now()}) === 1) act();
 });
 """
 

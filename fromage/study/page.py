@@ -201,7 +201,8 @@ class ItemScreen:
                          *(box for box, _ in self.questions.values()), self.feedback, row]
 
     def mark(self, session: Session) -> None:
-        """Marks what is chosen; the first open question is the one that the keys answer."""
+        """Marks what is chosen, after the way on is open; the first open question is the one that the keys answer."""
+        self.forth.disabled = not is_complete(session)
         answers = session.answers()
         boxes = {name: box for name, (box, _) in self.questions.items()}
         unanswered = [box for name, box in boxes.items() if name not in answers]
@@ -214,15 +215,16 @@ class ItemScreen:
                 button.description = f"✓ {label}" if chosen else label
                 button.button_style = "primary" if chosen else ""
         self.feedback.value = feedback_html(session)
-        self.forth.disabled = not is_complete(session)
 
 
 def show_item(page: RatingPage, session: Session) -> None:
-    """Shows the item of the session, and marks its answers."""
-    if page.screen is None or page.screen.place != session.place:
+    """Shows the item of the session with its answers marked: what a browser draws is whole from the start."""
+    changed = page.screen is None or page.screen.place != session.place
+    if changed:
         page.screen = ItemScreen(page, session)
-        page.body.children = page.screen.children
     page.screen.mark(session)
+    if changed:
+        page.body.children = page.screen.children
 
 # %% ../../nbs/study/05_page.ipynb #bc5684fc
 def serve_study(arguments: Sequence[str] | None = None) -> None:
