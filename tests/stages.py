@@ -103,7 +103,7 @@ def sweeping(place: Path) -> Made:
         return {"weights": Items([float(model.image_map.weight.detach().double().sum()), float(model.logit_scale.detach())])}
 
     def outcomes(folder: Path) -> list[Any]:
-        sweeps.open_material, sweeps.measure = (lambda *_: SimpleNamespace(key="material", texts=[])), measure
+        sweeps.open_material, sweeps.measure = (lambda *_: SimpleNamespace(key="material", texts=[], definitions=[])), measure
         setting = sweeps.Setting(base, Sources(), Amounts(), folder=str(folder / "cache"))
         return sweeps.sweep(sweeps.plan(setting, {"baseline": {}, "no [RET]": {"ret": "none"}}, (0,), f"{setting.folder}/networks", 1))
 

@@ -25,7 +25,7 @@ def weights(model: Fromage, *_: object) -> dict[str, Items]:
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     """A small setting; its trainings are real, its measurements are not."""
-    monkeypatch.setattr(sweeping, "open_material", lambda *_: SimpleNamespace(key="material", texts=[]))
+    monkeypatch.setattr(sweeping, "open_material", lambda *_: SimpleNamespace(key="material", texts=[], definitions=[]))
     monkeypatch.setattr(sweeping, "measure", weights)
     base = change(MINI, steps=6, batch_size=4, train_examples=256, validation_examples=200, save_every=1, validate_every=6)
     return Setting(base, Sources(), Amounts(), folder=str(tmp_path / "cache"))

@@ -14,7 +14,7 @@ import pandas as pd
 from fromage.ablation.comparisons import (
     HEADLINE, Sample, Verdict, compare, compare_all, estimate,
 )
-from .measurements import ORDINARY, UNTOUCHED, WITH_RET
+from .measurements import DEFINED, DEFINED_BEFORE, ORDINARY, UNTOUCHED, WITH_RET
 from .sweep import Failure, Outcome, done
 from ..core.metrics import holm
 from ..core.reporting import written_as
@@ -58,6 +58,10 @@ def text_losses(table: Mapping[str, Mapping[str, Sample]]) -> dict[str, dict[str
         found[name] = {"perplexity before": before, "perplexity": after, "perplexity, [RET] counted": counted,
                        "nats a token lost": lost[name].estimate, "p (Holm)": p_value,
                        "largest change of a block": float(abs(lost[name].values).max())}
+        if DEFINED in metrics:
+            asked = {"definitions' R@10 before": DEFINED_BEFORE, "definitions' R@10": DEFINED}
+            found[name] |= {column: estimate(metrics[metric].values, metrics[metric].groups) for column, metric in asked.items()}
+            found[name]["R@10 lost"] = compare(metrics[DEFINED_BEFORE], metrics[DEFINED]).estimate
     return found
 
 
@@ -65,10 +69,13 @@ def text_frame(losses: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row for each variant that read ordinary text."""
     columns = ["perplexity before", "perplexity", "nats a token lost", "p (Holm)", "largest change of a block",
                "perplexity, [RET] counted"]
-    rows = [[name, *(row[column] for column in columns)] for name, row in losses.items()]
+    columns += [column for column in ("definitions' R@10 before", "definitions' R@10", "R@10 lost")
+                if any(column in row for row in losses.values())]
+    rows = [[name, *(row.get(column) for column in columns)] for name, row in losses.items()]
+    special = {"nats a token lost": "+.3f", "p (Holm)": ".3f", "largest change of a block": ".1e", "R@10 lost": "+.1f",
+               "definitions' R@10 before": ".1f", "definitions' R@10": ".1f"}
     return written_as(pd.DataFrame(rows, columns=["variant", *columns]),
-                      {column: ".2f" if column.startswith("perplexity") else ".3f" for column in columns}
-                      | {"nats a token lost": "+.3f", "largest change of a block": ".1e"})
+                      {column: special.get(column, ".2f") for column in columns})
 
 # %% ../../nbs/ablation/06_results.ipynb #06ab0011
 def ablation_metrics(table: Mapping[str, Mapping[str, Sample]], verdicts: Sequence[Verdict],

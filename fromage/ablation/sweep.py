@@ -145,7 +145,7 @@ def run_task(task: Task) -> None:
         start = time.perf_counter()
         material = open_material(tower, task.sources, data.features)
         missing = [(amounts, path) for amounts, path in zip(task.amounts, measured) if not path.is_file()]
-        before = [measure_untouched(task.config, tower.width, material.texts[:amounts.texts])
+        before = [measure_untouched(task.config, tower.width, material, amounts)
                   for amounts, _ in missing]  # two language models at once would need twice the memory
         model = load_model(trained.with_name("last.safetensors"), task.config.device)
         limit = data.validation_examples

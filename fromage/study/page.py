@@ -219,12 +219,10 @@ class ItemScreen:
 
 def show_item(page: RatingPage, session: Session) -> None:
     """Shows the item of the session with its answers marked: what a browser draws is whole from the start."""
-    changed = page.screen is None or page.screen.place != session.place
-    if changed:
+    if page.screen is None or page.screen.place != session.place:
         page.screen = ItemScreen(page, session)
     page.screen.mark(session)
-    if changed:
-        page.body.children = page.screen.children
+    page.body.children = page.screen.children
 
 # %% ../../nbs/study/05_page.ipynb #bc5684fc
 def serve_study(arguments: Sequence[str] | None = None) -> None:
