@@ -88,7 +88,7 @@ def get_preset(name: str) -> Config:
     return PRESETS[name]
 
 # %% ../../nbs/core/14_presets.ipynb #5417e002
-SHIPPED_CHECKPOINTS = {"mini": "data/mini/checkpoint.safetensors", "emoji": "data/emoji/checkpoint.safetensors"}
+SHIPPED_CHECKPOINTS = {preset: f"data/{preset}/checkpoint.safetensors" for preset in ("mini", "smol", "emoji")}
 LEFT_BY_TRAINING = ("settled.safetensors", "best.safetensors")  # the later one first
 MINIATURE_GALLERY = "data/mini/rendered/vist/images"
 MINIATURE_PRESETS = ("mini", "smol", "emoji")  # whose stories and dialogues are the miniature's
