@@ -1142,6 +1142,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fromage/knowledge/states.py'),
                                           'fromage.knowledge.states.keep_states': ( 'knowledge/states.html#keep_states',
                                                                                     'fromage/knowledge/states.py'),
+                                          'fromage.knowledge.states.part_texts': ( 'knowledge/states.html#part_texts',
+                                                                                   'fromage/knowledge/states.py'),
                                           'fromage.knowledge.states.read_texts': ( 'knowledge/states.html#read_texts',
                                                                                    'fromage/knowledge/states.py'),
                                           'fromage.knowledge.states.states_key': ( 'knowledge/states.html#states_key',

@@ -18,7 +18,7 @@ from ..core.presets import DICTIONARY
 from .baselines import own_scores
 from .definitions import DEFINITION_KINDS, define_names, read_misfits, read_wordnet
 from .queries import KnowledgeQuery
-from .states import TextStates, read_texts
+from .states import TextStates, part_texts, read_texts
 from ..model.model import Fromage
 from ..real.emoji_names import emoji_names
 
@@ -36,9 +36,9 @@ def open_definitions(folder: str | Path) -> list[KnowledgeQuery]:
 def definition_ranks(model: Fromage, queries: Sequence[KnowledgeQuery], size: int = 48) -> np.ndarray:
     """The rank (Q,) of each definition's word among the words of all, by the last state before an answer; 1 is best."""
     words = [query.answers[0] for query in queries]
-    texts = sorted({*words, *(query.text for query in queries)}, key=lambda text: (len(text), text))
-    size = size if model.packs else 1
-    parts = [texts[start:start + size] for start in range(0, len(texts), size)]
-    states = TextStates(tuple(texts), (-1,), np.concatenate([read_texts(model, part, (-1,), DICTIONARY) for part in parts]))
-    scores = own_scores(states, states, [query.text for query in queries], words)["last token, layer -1"]
+    asked = [query.text for query in queries]
+    parts = part_texts(model, words + asked, size)
+    values = np.concatenate([read_texts(model, part, (-1,), DICTIONARY) for part in parts])
+    states = TextStates(tuple(text for part in parts for text in part), (-1,), values)
+    scores = own_scores(states, states, asked, words)["last token, layer -1"]
     return ranks(scores, np.arange(len(queries)))
