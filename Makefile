@@ -131,19 +131,17 @@ smollm2 wordnet: environment
 	@python -m fromage.real.fetching $@
 
 # What cannot be fetched is named, and left out of the record.
-.PHONY: knowledge
-knowledge: environment
-	-@python -m fromage.real.fetching smollm2 wordnet
-	-@python -m fromage.real.catalogue openmoji
+.PHONY: what-is-real knowledge
+what-is-real: what-is-real
+
+knowledge: what-is-real
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p precision bfloat16 \
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
 .PHONY: real checkpoints
-real: environment
-	-@python -m fromage.real.fetching smollm2 wordnet
-	-@python -m fromage.real.catalogue openmoji
+real: what-is-real
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-checkpoint.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p maps False -p shots 0 \
 	  -p checkpoint emoji -p report reports/eval_knowledge-checkpoint </dev/null

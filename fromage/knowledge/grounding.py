@@ -32,9 +32,9 @@ class NamedTexts:
 
 
 def train_maps(texts: NamedTexts, features: Tensor, training: Training, retrieval_dim: int,
-               seed: int = 0) -> PictureMaps:
-    """Maps trained by contrast on texts and features (N, V); ValueError where
-    `owner` lacks one or is not sorted."""
+               seed: int = 0, kinds: np.ndarray | None = None) -> PictureMaps:
+    """Maps trained by contrast on texts and features (N, V), where pictures of one kind, by numbers (N,),
+    are no rivals; ValueError where `owner` lacks one or is not sorted."""
     if not np.array_equal(np.unique(texts.owner),
                           np.arange(len(features))) or (np.diff(texts.owner) < 0).any():
         raise ValueError(f"owner: allowed are the numbers 0 to {len(features) - 1}, each at least once, in "
@@ -46,10 +46,10 @@ def train_maps(texts: NamedTexts, features: Tensor, training: Training, retrieva
     deviation = texts.states.std(0).clamp_min(1e-6)
     states = (texts.states - mean) / deviation
 
-    def draw(step: int) -> tuple[list[Tensor], Tensor]:
+    def draw(step: int) -> tuple[list[Tensor], Tensor, Tensor | None]:
         pictures = step_rows(len(features), training.batch_size, seed, step)
         rows = texts.choose(pictures, np.random.default_rng([seed, step, 3]))
-        return [states[rows]], features[pictures]
+        return [states[rows]], features[pictures], None if kinds is None else torch.from_numpy(kinds[pictures])
 
     fit_maps(maps, training, draw)
     fold_scaling(maps.text_maps[0], mean, deviation)

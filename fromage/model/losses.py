@@ -292,8 +292,11 @@ def contrastive_logits(model: Fromage, text: Tensor, images: Tensor) -> Tensor:
     return F.normalize(text, dim=-1) @ (F.normalize(images, dim=-1) * model.logit_scale.exp()).T
 
 
-def contrastive_losses(model: Fromage, text: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE text -> image and image -> text (paper, eq. 4 and 5) of paired embeddings (B, q)."""
+def contrastive_losses(model: Fromage, text: Tensor, images: Tensor, kinds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """InfoNCE text -> image and image -> text (paper, eq. 4 and 5) of paired embeddings (B, q); pairs of one kind, by the
+    numbers `kinds` (B,), are no rivals of one another."""
     logits = contrastive_logits(model, text, images)
     labels = torch.arange(len(logits), device=logits.device)
+    if kinds is not None:
+        logits = logits.masked_fill((kinds[:, None] == kinds) & (labels[:, None] != labels), float("-inf"))
     return F.cross_entropy(logits, labels), F.cross_entropy(logits.T, labels)

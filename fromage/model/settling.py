@@ -107,15 +107,17 @@ class PictureMaps(nn.Module):
         return (F.normalize(text, dim=1) @ F.normalize(images, dim=1).T).numpy()
 
 
-def fit_maps(maps: PictureMaps, training: Training, draw: Callable[[int], tuple[list[Tensor], Tensor]]) -> list[float]:
-    """The losses of `steps` steps, InfoNCE both ways, on states, one (B, D) a layer, and features (B, V) drawn for each."""
+def fit_maps(maps: PictureMaps, training: Training,
+             draw: Callable[[int], tuple[list[Tensor], Tensor, Tensor | None]]) -> list[float]:
+    """The losses of `steps` steps, InfoNCE both ways, on states, one (B, D) a layer, and features (B, V) drawn for each; of
+    pairs of one kind, by numbers (B,) or None, none is a rival."""
     optimizer = make_optimizer(maps, training)
     losses = []
     for step in progress(range(training.steps), training.steps, "settling the maps"):
         for group in optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(training, step)
-        states, features = draw(step)
-        loss = sum(contrastive_losses(maps, project_text(maps, states), project_images(maps, features))) / 2
+        states, features, kinds = draw(step)
+        loss = sum(contrastive_losses(maps, project_text(maps, states), project_images(maps, features), kinds)) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(maps.parameters(), training.gradient_clip or float("inf"))
@@ -142,11 +144,11 @@ def settle_maps(model: Fromage, pairs: FeaturePairs, config: Config, steps: int)
     features = torch.from_numpy(pairs.features[:].astype("float32"))
     components = whitening_components(features)
 
-    def draw(step: int) -> tuple[list[Tensor], Tensor]:
+    def draw(step: int) -> tuple[list[Tensor], Tensor, None]:
         rows = torch.from_numpy(step_rows(len(pairs), training.batch_size, config.seed, step).copy())
         ways = np.random.default_rng([config.seed, step, 4]).integers(len(states[0]), size=len(rows))
         return ([(layer[ways, rows] - mean) / deviation for layer, (mean, deviation) in zip(states, scales)],
-                components.of(features[rows]))
+                components.of(features[rows]), None)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
