@@ -76,8 +76,7 @@ DICTIONARY = (
     "Definition: {}\nWord:")
 EMOJI = change(SMOL, preset="emoji", vision_model="data/emoji/tower", query_context=DICTIONARY,
                train_captions="data/pictures/emoji/train", validation_captions="data/pictures/emoji/validation",
-               features="data/pictures/emoji/features", train_examples=None,
-               batch_size=64, steps=200, learning_rate=2e-3, decay_every=100, validate_every=200, save_every=50)
+               features="data/pictures/emoji/features", train_examples=None)
 PRESETS = {"mini": MINI, "smol": SMOL, "emoji": EMOJI, "small": SMALL, "paper": PAPER, **MODERN}
 
 
