@@ -38,8 +38,7 @@ def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, ro
 # %% ../../nbs/model/02_losses.ipynb #dddae283
 @dataclass
 class CaptionBatch:
-    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,),
-    features (B, V)."""
+    """B captioned images: ids (B, T) `bos caption [RET]` right-padded with 0, lengths (B,), features (B, V)."""
     ids: Tensor
     lengths: Tensor
     features: Tensor
@@ -60,8 +59,7 @@ def make_batch(captions: list[list[int]], features: Tensor) -> CaptionBatch:
 # %% ../../nbs/model/02_losses.ipynb #3e4f34fe
 @dataclass
 class Sequence:
-    """One captioning sequence: `source` (L,) indexes the table of embeddings,
-    `target` (L,) the id to predict or -1."""
+    """One captioning sequence: `source` (L,) indexes the table of embeddings, `target` (L,) the id to predict or -1."""
     source: Tensor
     target: Tensor
 
@@ -149,8 +147,7 @@ def split_passes(lengths: list[int], tokens: int, least: int = 1) -> list[list[i
 
 def run_rows(model: Fromage, embeddings: Tensor, rows: Rows, use_cache: bool = False,
              all_layers: bool = False) -> BaseModelOutputWithPast:
-    """The language model over the tokens' embeddings (N, E) laid out in rows;
-    the output's states are (R, L, D)."""
+    """The language model over the tokens' embeddings (N, E) laid out in rows; the output's states are (R, L, D)."""
     grid = embeddings[rows.token]
     mask = None
     positions = None

@@ -83,12 +83,12 @@ def show_prompt(vocabulary: Vocabulary, prompt: Prompt) -> str:
 
 # %% ../../nbs/model/03_prompts.ipynb #b0da1012
 def query_pieces(model: Fromage, pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces of a query, then `[RET]`; texts alone stand in the model's `query_context`."""
+    """The pieces of a query, then `[RET]`; texts alone stand, without a full stop, in a model's `query_context`."""
     asked = [*pieces]
-    if asked and all(isinstance(piece, str) for piece in asked):
+    if model.query_context != "{}" and asked and all(isinstance(piece, str) for piece in asked):
         before, behind = model.query_context.split("{}")
         asked[0] = before + asked[0]
-        asked[-1] += behind
+        asked[-1] = asked[-1].removesuffix(".") + behind
     return [*asked, RET]
 
 # %% ../../nbs/model/03_prompts.ipynb #3e9a107f
