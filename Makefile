@@ -132,7 +132,9 @@ smollm2 wordnet: environment
 
 # What cannot be fetched is named, and left out of the record.
 .PHONY: what-is-real knowledge
-what-is-real: what-is-real
+what-is-real: environment
+	-@python -m fromage.real.fetching smollm2 wordnet
+	-@python -m fromage.real.catalogue openmoji
 
 knowledge: what-is-real
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-emoji.ipynb -p pictures data/pictures/openmoji-rendered/shards \
