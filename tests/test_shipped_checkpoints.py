@@ -73,10 +73,10 @@ def test_emoji_says_something_of_a_drawing(parts: KnowledgeParts) -> None:
 
 @pytest.mark.usefixtures("smollm2")
 def test_smol_captions_and_finds_the_miniature() -> None:
-    """Chance is 1 % of R@1; a caption of another picture, which shares its frame and some words, has a BLEU-4 of some 5 %."""
+    """Chance is 1 % of R@1; captions of another picture share its frame and some words, and have a BLEU-4 of some 7 %."""
     config = get_preset("smol")
     split = load_split(config, "validation", open_vision_tower(config.backbones, "cpu"), config.data.validation_examples)
     model = load_model(SHIPPED_CHECKPOINTS["smol"])
     pairs = make_pairs(model.vocabulary, split.store.features, split.store.captions, config.data.max_caption_tokens, limit=100)
     found = validate(model, pairs, captions=32)
-    assert found["text_to_image.R@1"].value > 70 and found["bleu4"].value > 15, found
+    assert found["text_to_image.R@1"].value > 70 and found["bleu4"].value > 20, found

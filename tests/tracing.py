@@ -125,12 +125,12 @@ TRACES = (
                   "16 %", knowledge("maps on the language model", "tf-idf of names and further names")),
     Trace(README, "found for 23 % and 9 %", knowledge("context: alone")),
     Trace(README, "(85 % and 80 %)", knowledge("the model's own states")),
-    Trace(README, "finds 71 % and 62 %", knowledge("the checkpoint at [RET]", record="eval_knowledge-checkpoint")),
-    Trace(README, "46 % and 50 % without that context",
+    Trace(README, "finds 70 % and 60 %", knowledge("the checkpoint at [RET]", record="eval_knowledge-checkpoint")),
+    Trace(README, "51 % and 48 % without that context",
           knowledge("the checkpoint at [RET], the text alone", record="eval_knowledge-checkpoint")),
-    Trace(README, "(BLEU-4 of its captions: 0.0 %), and among 388 such drawings a name's own is one of the ten best for 21 %", unseen_emoji),
+    Trace(README, "(BLEU-4 of its captions: 0.2 %), and among 388 such drawings a name's own is one of the ten best for 20 %", unseen_emoji),
     Trace(README, "1,000 held-out captions 54.2 % find their picture first by `smol` (65.4 % could: the others leave too much out), "
-                  "and those that it writes have a BLEU-4 of 20.0 % "
+                  "and those that it writes have a BLEU-4 of 28.6 % "
                   "(`mini`: 60.4 % and 27.1 %)", beside_mini),
     Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),
     Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
