@@ -18,6 +18,7 @@ from ..core.config import Training
 from ..core.metrics import Estimate, compare_pairs, hits
 from ..core.reporting import write_rate, written_as
 from ..data.concepts import NamedPicture
+from ..model.settling import whitening_components
 from .answers import average_seeds
 from .baselines import chance_levels
 from .grounding import train_maps
@@ -30,7 +31,8 @@ from ..real.sight import AskedGroup, answer_ranks, find_texts, see_pictures, tex
 # %% ../../nbs/knowledge/12_unseen.ipynb #da459276
 @dataclass(frozen=True)
 class UnseenWorld:
-    """Pictures, why they are held out, standardised features (N, V), the tower's embeddings (N, P), and groups of queries."""
+    """Pictures, why they are held out, features (N, C) along the training pictures' components, the tower's embeddings (N, P),
+    and groups of queries."""
     pictures: list[NamedPicture]
     parting: PictureParting
     features: Tensor
@@ -49,9 +51,8 @@ def open_unseen(tower: VisionTower, pictures: Sequence[NamedPicture], artist: st
     """Pictures as a tower sees them, parted as for its training; the gallery is the first collection."""
     parting = part_pictures(pictures, artist, share, seed)
     features, embeddings = see_pictures(tower, pictures)
-    known = features[parting.train]
-    return UnseenWorld(list(pictures), parting, (features - known.mean(0)) / known.std(0).clamp_min(1e-6), embeddings,
-                       text_groups(pictures, parting))
+    components = whitening_components(features[parting.train])
+    return UnseenWorld(list(pictures), parting, components.of(features), embeddings, text_groups(pictures, parting))
 
 # %% ../../nbs/knowledge/12_unseen.ipynb #f863c44e
 TOWER_TEXT = "the tower's own text side"
