@@ -168,7 +168,7 @@ tower: environment
 .PHONY: unseen
 unseen: environment
 	papermill nbs/eval_unseen.ipynb reports/eval_unseen-drawings.ipynb -p pictures made -p tower data/emoji/tower \
-	  -p language_model data/models/smollm2-135m -p context "dictionary with two entries" -p precision bfloat16 -p retrieval_dim 256 \
+	  -p language_model data/models/smollm2-135m -p context "dictionary with two entries" -p checkpoint emoji -p retrieval_dim 256 \
 	  -p steps 800 -p batch_size 256 -p seeds 3 -p report reports/eval_unseen-drawings </dev/null
 	python -m fromage.core.pages reports/eval_unseen-drawings.ipynb
 
