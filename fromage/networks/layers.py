@@ -17,9 +17,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
-from .attention import attention_kernels
 from .backbones import fingerprint_language_model
 from .demands import language_config, text_model
+from .few_rows import quick_kernels
 
 # %% ../../nbs/networks/14_layers.ipynb #efb0f862
 def list_layers(language_model: PreTrainedModel) -> nn.ModuleList:
@@ -35,8 +35,8 @@ def recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
         cached = any(isinstance(value, Cache) for value in (*values, *options.values()))
         if cached or not torch.is_grad_enabled():
             return forward(*values, **options)
-        device = next(value.device for value in (*values, *options.values()) if isinstance(value, torch.Tensor))
-        kernels = nullcontext(), attention_kernels(device)  # the way back is outside of the model's own context
+        rows = next(value for value in (*values, *options.values()) if isinstance(value, torch.Tensor))
+        kernels = nullcontext(), quick_kernels(rows)  # the way back is outside of the model's own context
         return checkpoint(forward, *values, use_reentrant=False, context_fn=lambda: kernels, **options)
     return run
 
