@@ -93,7 +93,8 @@ scale: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-scale.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 10 -p tower ViT-B-32 -p report reports/benchmark-scale \
-	  -y "{gallery_rows: [10000, 100000, 1000000, 2600000], footprints: [facebook/opt-1.3b, facebook/opt-6.7b]}" </dev/null
+	  -y "{gallery_rows: [10000, 100000, 1000000, 2600000], searches: [ivf, ivfpq], names_of: [HuggingFaceTB/SmolLM2-135M-Instruct], \
+	  footprints: [facebook/opt-1.3b, facebook/opt-6.7b, smollm2-135m, smollm2-360m, qwen3-1.7b]}" </dev/null
 	papermill nbs/costs.ipynb reports/costs.ipynb -p benchmark reports/benchmark-scale.json -p report reports/costs </dev/null
 	python -m fromage.core.pages reports/benchmark-scale.ipynb
 	python -m fromage.core.pages reports/costs.ipynb

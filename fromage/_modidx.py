@@ -2556,6 +2556,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fromage/released/races.py'),
                                         'fromage.released.races.race_metrics': ( 'released/races.html#race_metrics',
                                                                                  'fromage/released/races.py'),
+                                        'fromage.released.races.race_names': ( 'released/races.html#race_names',
+                                                                               'fromage/released/races.py'),
                                         'fromage.released.races.wait_metrics': ( 'released/races.html#wait_metrics',
                                                                                  'fromage/released/races.py')},
             'fromage.released.stories': { 'fromage.released.stories.load_first_stories': ( 'released/stories.html#load_first_stories',
