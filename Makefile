@@ -1,6 +1,7 @@
 # make reports   set everything up, run the reports below, write their pages, the index and the README's table
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make scale     measure floors, galleries, two processes and memory, and project costs: some 40 minutes on a quiet machine with 20 GiB
+# make modern    race SmolLM2's step over names, and measure the memory of presets by modern language models: some 20 minutes on a quiet machine
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; otherwise: make demo PORT=9000 PRESET=emoji
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make owner     watch a study and lead raters back, at http://127.0.0.1:8868: make owner STUDY=data/runs/told/study ADDRESS=http://127.0.0.1:8867/
@@ -11,6 +12,7 @@
 # make emoji-gallery  the pictures that the preset emoji answers with, from OpenMoji's
 # make emoji-pairs  give drawings of emoji captions to train on, for the preset emoji (needs npm and apt-get)
 # make real      fetch SmolLM2, drawings and definitions, and ask the shipped checkpoint for what nobody named; writes reports/eval_knowledge-checkpoint
+# make smol-runs  every other run with SmolLM2: stories, dialogues, tellings, examples, tuned against frozen; writes reports/*-smol and reports/show_examples-emoji
 # make checkpoints  train the presets emoji and smol, and put them where they are shipped; writes reports/train-emoji and reports/train-smol
 # make tower     train the tower for drawings on what make pictures and more-pictures left, into data/emoji/tower; writes reports/pretrain_tower-drawings
 # make unseen    ask words and photographs that nobody trained on, by that tower and SmolLM2; writes reports/eval_unseen-drawings
@@ -93,11 +95,18 @@ scale: environment
 	@mkdir -p reports
 	papermill nbs/benchmark.ipynb reports/benchmark-scale.ipynb -p shape opt-125m -p rounds 6 -p rounds_of_dialogue 10 -p candidates 100 \
 	  -p stories 10 -p tower ViT-B-32 -p report reports/benchmark-scale \
-	  -y "{gallery_rows: [10000, 100000, 1000000, 2600000], searches: [ivf, ivfpq], names_of: [HuggingFaceTB/SmolLM2-135M-Instruct], \
-	  footprints: [facebook/opt-1.3b, facebook/opt-6.7b, smollm2-135m, smollm2-360m, qwen3-1.7b]}" </dev/null
+	  -y "{gallery_rows: [10000, 100000, 1000000, 2600000], footprints: [facebook/opt-1.3b, facebook/opt-6.7b]}" </dev/null
 	papermill nbs/costs.ipynb reports/costs.ipynb -p benchmark reports/benchmark-scale.json -p report reports/costs </dev/null
 	python -m fromage.core.pages reports/benchmark-scale.ipynb
 	python -m fromage.core.pages reports/costs.ipynb
+
+.PHONY: modern
+modern: environment
+	@mkdir -p reports
+	papermill nbs/benchmark.ipynb reports/benchmark-modern.ipynb -p shape opt-125m -p rounds 4 -p rounds_of_dialogue 2 -p candidates 20 \
+	  -p stories 10 -p tower ViT-B-32 -p report reports/benchmark-modern -y "{gallery_rows: [10000, 100000], searches: [ivf, ivfpq, hnsw], \
+	  names_of: [HuggingFaceTB/SmolLM2-135M-Instruct], footprints: [smollm2-135m, smollm2-360m, qwen3-1.7b]}" </dev/null
+	python -m fromage.core.pages reports/benchmark-modern.ipynb
 
 .PHONY: compose
 compose: environment
@@ -143,7 +152,7 @@ knowledge: what-is-real
 	  -p steps 400 -p retrieval_dim 512 -p seeds 3 -p growth_seeds 1 -p sought 20 -p report reports/eval_knowledge-emoji </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-emoji.ipynb
 
-.PHONY: real checkpoints
+.PHONY: real smol-runs checkpoints
 real: what-is-real
 	papermill nbs/eval_knowledge.ipynb reports/eval_knowledge-checkpoint.ipynb -p pictures data/pictures/openmoji-rendered/shards \
 	  -p language_model data/models/smollm2-135m -p wordnet data/texts/wordnet -p maps False -p shots 0 \
@@ -151,6 +160,17 @@ real: what-is-real
 	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
 
 # A killed training goes on where it was; a finished one is done again.
+smol-runs: what-is-real
+	papermill nbs/eval_vist.ipynb reports/eval_vist-smol.ipynb -p preset smol -p protocol corrected -p limit 100 -p report reports/eval_vist-smol </dev/null
+	papermill nbs/eval_visdial.ipynb reports/eval_visdial-smol.ipynb -p preset smol -p answered 8 -p searched 160 -p report reports/eval_visdial-smol </dev/null
+	papermill nbs/tell_stories.ipynb reports/tell_stories-smol.ipynb -p preset smol -p limit 20 -p output data/runs/tell_stories-smol \
+	  -p report reports/tell_stories-smol </dev/null
+	papermill nbs/show_examples.ipynb reports/show_examples-smol.ipynb -p preset smol -p episodes 60 -p report reports/show_examples-smol </dev/null
+	papermill nbs/show_examples.ipynb reports/show_examples-emoji.ipynb -p preset emoji -p drawings 300 -p report reports/show_examples-emoji </dev/null
+	papermill nbs/ablate.ipynb reports/ablate-smol.ipynb -p preset smol -p variants "all layers tuned" -p steps 60 -p learning_rate 0.003 \
+	  -p train_examples 4000 -p validation_examples 200 -p pairs 200 -p stories 60 -p dialogues 40 -p answered 1 -p episodes 30 -p texts 200 \
+	  -p cache data/runs/ablate-smol -p report reports/ablate-smol </dev/null
+
 checkpoints: smollm2 emoji-pairs
 	for preset in emoji smol; do \
 	  papermill nbs/train.ipynb reports/train-$$preset.ipynb -p preset $$preset -p output data/runs/train-$$preset \

@@ -145,7 +145,10 @@ def find_examples(metrics: Mapping[str, Any]) -> tuple[str, str]:
         say(("a picture and an order find the picture's object in the asked style in {} %", right),
             ("CLIP's mean of both in {} %", mean), ("chance {:.1f} %", getattr(chance, "value", None))),
         say(("the style alone is right in {} %", style[0]), ("with the picture described in {} %", style[1]),
-            ("with no order in {} %", style[2])))
+            ("with no order in {} %", style[2])),
+        say(*((f"of drawings, {words} finds the same thing so drawn in {{}} %",
+               look(metrics, "orders about drawings", words, ways[0], "right"))
+              for words in look(metrics, "orders about drawings") or {})))
     return told, "orders of other kinds than those listed"
 
 # %% ../../nbs/core/04_findings.ipynb #f1nd0015

@@ -47,11 +47,13 @@ def can_lay_out() -> bool:
 
 class LaidOutWeights:
     """Second copies of a frozen model's weights, in the order in which few rows are multiplied;
-    none where it takes more than `room` bytes."""
+    none where it takes more than `room` bytes, is shared out or packed."""
 
     def __init__(self, model: nn.Module | None = None, room: int = ROOM):
-        size = sum(value.numel() * value.element_size() for value in model.parameters()) if model else 0
-        self.wanted = model is not None and size <= room and can_lay_out()
+        values = [*model.parameters()] if model else []
+        size = sum(value.numel() * value.element_size() for value in values)
+        plain = all(type(value) is nn.Parameter for value in values)
+        self.wanted = bool(values) and plain and size <= room and can_lay_out()
         self.copies: dict[int, tuple[Tensor, object, Tensor]] = {}
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -59,7 +61,8 @@ class LaidOutWeights:
 
     def find(self, weight: Tensor, count: int) -> Tensor | None:
         """The first `count` rows of a weight, laid out; None where it is multiplied as it lies."""
-        if not self.wanted or weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or weight.requires_grad:
+        frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
+        if not self.wanted or not frozen or weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
             return None
         state = weight._version, weight.data_ptr(), count
         kept = self.copies.get(id(weight))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READ_TOGETHER', 'describe_scene', 'other_style', 'composition_queries', 'answer_orders', 'judge_orders',
            'composition_estimates', 'composition_difference', 'Composition', 'compose_styles', 'rate_table',
-           'composition_panel']
+           'panel_rows', 'composition_panel']
 
 # %% ../../nbs/truth/05_composition.ipynb #a8eb9009
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..data.sources import CaptionSource
 from ..mini.world import STYLES, Scene
 from ..model.assistant import Assistant
 from ..model.model import Fromage
-from ..model.prompts import build_prompt
+from ..model.prompts import build_prompt, query_pieces
 from ..model.retrieval import ImageIndex, build_index, embed_queries
 from ..model.tokens import RET
 from ..networks.splits import find_pictures
@@ -47,16 +47,15 @@ def other_style(scene: Scene) -> str:
 
 
 @torch.no_grad()
-def composition_queries(model: Fromage, tower: VisionTower, scenes: Sequence[Scene], features: np.ndarray,
+def composition_queries(model: Fromage, tower: VisionTower, described: Sequence[str], features: np.ndarray,
                         clip: Tensor, orders: Sequence[ChangeOrder]) -> dict[str, tuple[Tensor, bool]]:
     """Way -> queries of all orders, and whether they search CLIP's space.
 
-    Features (N, V) and CLIP embeddings (N, P) are those of all images."""
+    `described` are the asked images in words; features (N, V) and CLIP embeddings (N, P) those of all images."""
     pictures = [torch.from_numpy(np.array(features[order.row], dtype=np.float32)) for order in orders]
-    described = [describe_scene(scenes[order.row], other_style(scenes[order.row])) for order in orders]
     read = {"FROMAGe, picture + words": [[picture, order.words + RET]
                                          for picture, order in zip(pictures, orders)],
-            "FROMAGe, picture described": [[text + RET] for text in described],
+            "FROMAGe, picture described": [query_pieces(model, [text]) for text in described],
             "FROMAGe, picture alone": [[picture, RET] for picture in pictures]}
     found = {way: (embed_queries(model, [build_prompt(model, pieces) for pieces in prompts]), False)
              for way, prompts in read.items()}
@@ -68,12 +67,12 @@ def composition_queries(model: Fromage, tower: VisionTower, scenes: Sequence[Sce
     return found
 
 
-def answer_orders(model: Fromage, tower: VisionTower, ids: Sequence[str], scenes: Sequence[Scene],
+def answer_orders(model: Fromage, tower: VisionTower, ids: Sequence[str], described: Sequence[str],
                   features: np.ndarray,
                   clip: Tensor, orders: Sequence[ChangeOrder], k: int = 5) -> dict[str, Tensor]:
     """Way -> rows (N, k) of the best images for each order, the source excluded."""
     indexes = (build_index(model, ids, features), ImageIndex(ids, F.normalize(clip.float(), dim=-1)))
-    queries = composition_queries(model, tower, scenes, features, clip, orders)
+    queries = composition_queries(model, tower, described, features, clip, orders)
     sources = [[order.row] for order in orders]
     return {way: indexes[other].search(query, k, sources)[0] for way, (query, other) in queries.items()}
 
@@ -123,7 +122,8 @@ def compose_styles(assistant: Assistant, source: CaptionSource, store: FeatureSt
     """At most so many orders about pictures with features in `store` and these scenes, answered."""
     clip = clip_pictures(assistant.tower, source, store.ids)
     orders = make_changes(scenes, "style", most, seed)
-    answers = answer_orders(assistant.model, assistant.tower, store.ids, scenes, store.features, clip, orders)
+    described = [describe_scene(scenes[order.row], other_style(scenes[order.row])) for order in orders]
+    answers = answer_orders(assistant.model, assistant.tower, store.ids, described, store.features, clip, orders)
     return Composition(store.ids, orders, answers)
 
 
@@ -131,13 +131,19 @@ def rate_table(estimates: dict[str, dict[str, Estimate]]) -> pd.DataFrame:
     """Ways in rows, their rates as texts in columns."""
     return pd.DataFrame(estimates).T.map(str)
 
-
-def composition_panel(found: Composition, source: CaptionSource, most: int = 6) -> Figure:
-    """The first orders: the picture, then what FROMAGe found for picture and words; right ones are framed."""
+# %% ../../nbs/truth/05_composition.ipynb #8e38c006
+def panel_rows(found: Composition, most: int = 6) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """For the first orders the rows of the picture and of what FROMAGe found for it and the words; the places of right ones."""
     shown = found.orders[:most]
     lines = [[order.row, *rows] for order, rows in zip(shown, found.answers[READ_TOGETHER].tolist())]
     marked = [(number, place) for number, order in enumerate(shown)
               for place, row in enumerate(lines[number]) if place and row in order.right]
+    return lines, marked
+
+
+def composition_panel(found: Composition, source: CaptionSource, most: int = 6) -> Figure:
+    """The first orders: the picture, then what FROMAGe found for picture and words; right ones are framed."""
+    lines, marked = panel_rows(found, most)
     pictures = iter(find_pictures(source, [found.ids[row] for line in lines for row in line]))
     return image_grid([[next(pictures) for _ in line] for line in lines],
-                      [order.words for order in shown], marked=marked)
+                      [order.words for order in found.orders[:most]], marked=marked)
