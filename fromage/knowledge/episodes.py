@@ -61,7 +61,7 @@ def episode_pieces(features: Tensor, names: Sequence[str], episode: PictureEpiso
 def episode_hits(model: Fromage, features: Tensor, names: Sequence[str], episodes: Sequence[PictureEpisode], count: int,
                  shown: str = "its picture", aliases: Sequence[Sequence[str]] | None = None,
                  max_tokens: int = 24) -> dict[str, np.ndarray]:
-    """`written` and `found`: 100 for each episode (E,) that is right with `count` examples, else 0; ties are wrong."""
+    """`written`, `said` and `found`: 100 for each episode (E,) that is right with `count` examples, else 0; ties are wrong."""
     places = [episode_pieces(features, names, episode, count, shown) for episode in episodes]
     written = write_behind(model, places, max_tokens)
     found = []
@@ -71,23 +71,26 @@ def episode_hits(model: Fromage, features: Tensor, names: Sequence[str], episode
         found.append(100.0 * bool(values[0] > values[1:].max()))
     right = [{names[row].lower(), *(alias.lower() for alias in (aliases[row] if aliases else ()))}
              for row in (episode.candidates[0] for episode in episodes)]
-    return {"written": np.array([100.0 * (text.lower() in own) for text, own in zip(written, right)]),
+    texts = [text.lower().removesuffix(".") for text in written]
+    return {"written": np.array([100.0 * (text in own) for text, own in zip(texts, right)]),
+            "said": np.array([100.0 * any({*name.split()} <= {*text.split()} for name in own)
+                              for text, own in zip(texts, right)]),
             "found": np.array(found)}
 
 # %% ../../nbs/knowledge/11_episodes.ipynb #4c07689f
 def try_episodes(model: Fromage, features: Tensor, names: Sequence[str], episodes: Sequence[PictureEpisode],
                  counts: Sequence[int] = EXAMPLE_COUNTS, aliases: Sequence[Sequence[str]] | None = None,
                  seed: int = 0) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """What is shown -> number of examples, as text -> `written` and `found` in %."""
+    """What is shown -> number of examples, as text -> `written`, `said` and `found` in %."""
     return {shown: {str(count): {name: bootstrap(values, seed=seed) for name, values in episode_hits(
         model, features, names, episodes, count, shown, aliases).items()} for count in counts} for shown in SHOWN_INSTEAD}
 
 
 def episode_frame(table: Mapping[str, Mapping[str, Mapping[str, Estimate]]], candidates: int) -> pd.DataFrame:
     """A row for each picture shown and number of examples, with the chance of finding one name among so many."""
-    return pd.DataFrame([[shown, count, str(row["written"]), str(row["found"]), f"{100 / candidates:.1f}"]
+    return pd.DataFrame([[shown, count, *map(str, row.values()), f"{100 / candidates:.1f}"]
                          for shown, rows in table.items() for count, row in rows.items()],
-                        columns=["shown", "examples", "written (%)", "found (%)", "chance of found (%)"])
+                        columns=["shown", "examples", "written (%)", "said (%)", "found (%)", "chance of found (%)"])
 
 # %% ../../nbs/knowledge/11_episodes.ipynb #0rd10e02
 def name_scenes(scenes: Sequence[Scene]) -> dict[int, str]:
