@@ -159,8 +159,9 @@ real: what-is-real
 	  -p checkpoint emoji -p report reports/eval_knowledge-checkpoint </dev/null
 	python -m fromage.core.pages reports/eval_knowledge-checkpoint.ipynb
 
-# A killed training goes on where it was; a finished one is done again.
+# Orders about drawings need a second artist's.
 smol-runs: what-is-real
+	-@python -m fromage.real.catalogue twemoji
 	papermill nbs/eval_vist.ipynb reports/eval_vist-smol.ipynb -p preset smol -p protocol corrected -p limit 100 -p report reports/eval_vist-smol </dev/null
 	papermill nbs/eval_visdial.ipynb reports/eval_visdial-smol.ipynb -p preset smol -p answered 8 -p searched 160 -p report reports/eval_visdial-smol </dev/null
 	papermill nbs/tell_stories.ipynb reports/tell_stories-smol.ipynb -p preset smol -p limit 20 -p output data/runs/tell_stories-smol \
@@ -171,6 +172,7 @@ smol-runs: what-is-real
 	  -p train_examples 4000 -p validation_examples 200 -p pairs 200 -p stories 60 -p dialogues 40 -p answered 1 -p episodes 30 -p texts 200 \
 	  -p cache data/runs/ablate-smol -p report reports/ablate-smol </dev/null
 
+# A killed training goes on where it was; a finished one is done again.
 checkpoints: smollm2 emoji-pairs
 	for preset in emoji smol; do \
 	  papermill nbs/train.ipynb reports/train-$$preset.ipynb -p preset $$preset -p output data/runs/train-$$preset \

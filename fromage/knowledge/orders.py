@@ -48,23 +48,20 @@ def draw_forms(first: Sequence[NamedPicture], other: Sequence[NamedPicture], mos
     return [form for concept in chosen for form in (own[concept], only_lines(own[concept]), theirs[concept])]
 
 # %% ../../nbs/knowledge/16_orders.ipynb #16b00007
-def order_drawings(things: int) -> list[ChangeOrder]:
-    """Both orders about each of so many things, in a gallery of `DRAWING_FORMS` of each."""
-    lines = frozenset(range(1, 3 * things, 3))
-    theirs = frozenset(range(2, 3 * things, 3))
-    return [ChangeOrder(row, words, asked, frozenset({row + 1, row + 2}))
-            for row in range(0, 3 * things, 3) for words, asked in zip(DRAWING_ORDERS, (lines, theirs))]
+def order_drawings(things: int) -> dict[str, list[ChangeOrder]]:
+    """Words of an order -> that order about each of so many things, in a gallery of `DRAWING_FORMS` of each."""
+    first, *others = (range(place, 3 * things, 3) for place in range(3))
+    return {words: [ChangeOrder(row, words, frozenset(asked), frozenset({row + 1, row + 2})) for row in first]
+            for words, asked in zip(DRAWING_ORDERS, others)}
 
 # %% ../../nbs/knowledge/16_orders.ipynb #16b0000a
 def compose_drawings(assistant: Assistant, forms: Sequence[NamedPicture]) -> dict[str, Composition]:
     """Words of an order -> all orders in those words about a gallery of `DRAWING_FORMS`, answered in every way."""
     features, clip = see_pictures(assistant.tower, forms)
-    orders = order_drawings(len(forms) // len(DRAWING_FORMS))
     ids = [f"{picture.concept}, {DRAWING_FORMS[row % len(DRAWING_FORMS)]}" for row, picture in enumerate(forms)]
     found = {}
-    for words, description in DRAWING_ORDERS.items():
-        own = [order for order in orders if order.words == words]
-        described = [description.format(forms[order.row].name) for order in own]
+    for words, own in order_drawings(len(forms) // len(DRAWING_FORMS)).items():
+        described = [DRAWING_ORDERS[words].format(forms[order.row].name) for order in own]
         found[words] = Composition(ids, own, answer_orders(assistant.model, assistant.tower, ids, described, features.numpy(),
                                                            clip, own))
     return found

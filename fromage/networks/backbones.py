@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'REACH', 'BackboneError', 'freeze', 'without_bars', 'locate_language_model', 'load_language_model',
-           'fingerprint_language_model', 'tune']
+           'fingerprint_language_model', 'count_bytes', 'tune']
 
 # %% ../../nbs/networks/01_backbones.ipynb #ae4a251f
 import hashlib
@@ -116,6 +116,11 @@ def fingerprint_language_model(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.flatten()[:64].bfloat16().float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def count_bytes(model: nn.Module) -> int:
+    """What the values of a model take, each counted once."""
+    return sum(value.numel() * value.element_size() for value in model.parameters())
 
 # %% ../../nbs/networks/01_backbones.ipynb #c71a0f11
 def tune(model: PreTrainedModel, tuning: str = "none", rank: int = 8) -> PreTrainedModel:
