@@ -2,6 +2,7 @@
 # make benchmark measure against the published procedure on OPT-125M's shape: some minutes, best on a quiet machine
 # make scale     measure floors, galleries, two processes and memory, and project costs: some 40 minutes on a quiet machine with 20 GiB
 # make modern    race SmolLM2's step over names, and measure the memory of presets by modern language models: some 20 minutes on a quiet machine
+# make galleries  search 1 and 2.6 million images exactly and by FAISS: over half an hour; writes reports/benchmark-galleries
 # make demo      talk to the model in a browser, at http://127.0.0.1:8866; otherwise: make demo PORT=9000 PRESET=emoji
 # make rate      let people rate stories at http://127.0.0.1:8867: make rate STUDY=data/runs/told/study PORT=8867
 # make owner     watch a study and lead raters back, at http://127.0.0.1:8868: make owner STUDY=data/runs/told/study ADDRESS=http://127.0.0.1:8867/
@@ -108,6 +109,14 @@ modern: environment
 	  names_of: [HuggingFaceTB/SmolLM2-135M-Instruct], footprints: [smollm2-135m, smollm2-360m, qwen3-1.7b]}" </dev/null
 	python -m fromage.core.pages reports/benchmark-modern.ipynb
 
+# Half an hour and more, most of it for the graph over 2.6 million images.
+.PHONY: galleries
+galleries: environment
+	@mkdir -p reports
+	papermill nbs/benchmark.ipynb reports/benchmark-galleries.ipynb -p report reports/benchmark-galleries \
+	  -y "{gallery_rows: [1000000, 2600000], searches: [ivf, ivfpq, hnsw]}" </dev/null
+	python -m fromage.core.pages reports/benchmark-galleries.ipynb
+
 .PHONY: compose
 compose: environment
 	papermill nbs/compose.ipynb reports/compose-mini.ipynb -p remedies all -p seeds 3 -p steps 80 -p learning_rate 0.006 -p train_examples 12000 \
@@ -168,7 +177,8 @@ smol-runs: what-is-real
 	  -p report reports/tell_stories-smol </dev/null
 	papermill nbs/show_examples.ipynb reports/show_examples-smol.ipynb -p preset smol -p episodes 60 -p report reports/show_examples-smol </dev/null
 	papermill nbs/show_examples.ipynb reports/show_examples-emoji.ipynb -p preset emoji -p drawings 300 -p report reports/show_examples-emoji </dev/null
-	papermill nbs/ablate.ipynb reports/ablate-smol.ipynb -p preset smol -p variants "all layers tuned" -p steps 60 -p learning_rate 0.003 \
+	papermill nbs/ablate.ipynb reports/ablate-smol.ipynb -p preset smol -p steps 60 -p learning_rate 0.003 \
+	  -p variants "all layers tuned; all layers tuned, rate / 10; all layers tuned, rate / 100" \
 	  -p train_examples 4000 -p validation_examples 200 -p pairs 200 -p stories 60 -p dialogues 40 -p answered 1 -p episodes 30 -p texts 200 \
 	  -p cache data/runs/ablate-smol -p report reports/ablate-smol </dev/null
 

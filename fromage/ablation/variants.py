@@ -32,6 +32,7 @@ def variants(config: Config, networks: str = NETWORKS) -> dict[str, dict[str, An
         "all layers tuned": tuned,
         "all layers tuned, rate / 3": tuned | {"tuning_rate_factor": 1 / 3},
         "all layers tuned, rate / 10": tuned | {"tuning_rate_factor": 0.1},
+        "all layers tuned, rate / 100": tuned | {"tuning_rate_factor": 0.01},
         "four times the steps": {"steps": 4 * train.steps},
         "all layers tuned, four times the steps": tuned | {"steps": 4 * train.steps},
         "all layers tuned, rate / 10, four times the steps":

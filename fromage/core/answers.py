@@ -102,6 +102,7 @@ def answer_compositions(metrics: Mapping[str, Any]) -> str:
 # %% ../../nbs/core/18_answers.ipynb #a1400141
 VARIANT_NAMES = {"all layers tuned": "tuning all of the language model",
                  "all layers tuned, rate / 10": "tuning at a tenth of the rate",
+                 "all layers tuned, rate / 100": "tuning at a hundredth of the rate",
                  "all layers tuned, rate / 10, four times the steps": "doing so for four times the steps",
                  "no [RET]": "leaving `[RET]` out"}
 
@@ -113,7 +114,7 @@ def answer_variants(rows: Mapping[str, Any], variants: Sequence[str], measured: 
              f"({each.value:+.0f} points)" for name, each in found if each]
     return [f"{measured}: {', '.join(worth)}"] if worth else []
 
-
+# %% ../../nbs/core/18_answers.ipynb #a1400142
 def answer_ablations(metrics: Mapping[str, Any]) -> str:
     """`ablate`: how many claims hold, and what tuning and `[RET]` do to stories and to answers."""
     claims = look(metrics, "claims") or {}
@@ -123,11 +124,14 @@ def answer_ablations(metrics: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{count} {(single if count == 1 else plural).get(each, each)}"
                        for each, count in counts.items())
     told = [f"of {counts.total()} claims {listed}"] if claims else []
-    tuned, gently, longer, without = VARIANT_NAMES
+    tuned, gently, gentlest, longer, without = VARIANT_NAMES
     stories = look(metrics, "differences", "story, 5 captions + 4 images †: R@1") or {}
     told += answer_variants(stories, (tuned, gently, without), "the share of stories whose picture is found")
     answers = look(metrics, "differences", "answers, corrected: MRR") or {}
     told += answer_variants(answers, (tuned, gently, longer), "the mean reciprocal rank of right answers")
+    lost = {each: look(metrics, "ordinary text", each, "nats a token lost") for each in (tuned, gently, gentlest)}
+    costs = ", ".join(f"{VARIANT_NAMES[name]} costs {each.value:.2f}" for name, each in lost.items() if each)
+    told += [f"nats a token of ordinary text: {costs}"] if costs else []
     return sentence("; ".join(told))
 
 # %% ../../nbs/core/18_answers.ipynb #df38b232
