@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['speed_row', 'train_speed', 'picture_speed', 'reply_speeds', 'score_speed', 'grouped_index', 'search_speeds',
-           'measure_work', 'speed_table']
+           'measure_gallery', 'measure_work', 'speed_table']
 
 # %% ../../nbs/scale/03_speeds.ipynb #62068318
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.approximate import compare_searches
+from ..model.galleries import save_index
 from ..model.generation import Decoding, generate
 from ..model.prompts import build_prompt, embed_prompt
 from ..model.retrieval import ImageIndex
@@ -26,6 +30,7 @@ from ..released.candidates import make_dialogue, plain_candidate_scores
 from ..released.generation import plain_generation, random_prompts
 from ..released.training import PlainModel, race_training, random_batch, shaped_model
 from .floors import Rates, Work, fastest, image_work, read_work, search_work, step_work
+from .footprint import measure_footprint
 
 # %% ../../nbs/scale/03_speeds.ipynb #e76e2d10
 def speed_row(work: str, precision: str, amount: float, unit: str, seconds: float, plain: float | None, difference: float | None,
@@ -154,6 +159,15 @@ def search_speeds(rows: int, rates: Rates, methods: Sequence[str] = ("ivf",), wi
                         None, search_work(rows, width, 1, 2), rates)
         lines.append(own | {"recall@10": line["recall@10"]})
     return lines
+
+# %% ../../nbs/scale/03_speeds.ipynb #8ff5ede7
+def measure_gallery(rows: int, width: int = 256, seed: int = 0) -> pd.DataFrame:
+    """Seconds and GiB of opening a file of so many images and of searching it exactly, as `measure_footprints` tells them."""
+    index, _ = grouped_index(rows, width, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_index(replace(index, ids=[str(row) for row in index.ids]), Path(folder) / "gallery.safetensors")
+        del index
+        return measure_footprint(str(path)).assign(model=f"{rows:,} images")
 
 # %% ../../nbs/scale/03_speeds.ipynb #5eed0002
 def measure_work(shape: str, tower: str, rates: Mapping[str, Rates], batch_size: int, rounds: int, dialogue_rounds: int,
