@@ -108,7 +108,7 @@ def generate_ids(model: Fromage, prompts: Sequence[Prompt], max_new_tokens: int,
         decoder.feed(ids)
     return found
 
-
+# %% ../../nbs/model/05_generation.ipynb #6eb35ec3
 def stop_ids(model: Fromage) -> set[int]:
     """Ids that end a text: `[RET]`, bos, eos and the end of a line, where the tokenizer has an id for it."""
     vocabulary = model.vocabulary
@@ -126,14 +126,16 @@ def truncate_caption(text: str) -> str:
 
 def write_behind(model: Fromage, places: Sequence[Sequence[Piece]], max_tokens: int = 24, batch_size: int = 64) -> list[str]:
     """Greedy captions behind each of `places`: the text after its pieces and bos,
-    up to `[RET]`, eos, a line's end or, with it, the first full stop: no caption's end is trained."""
-    captions = []
-    stop = stop_ids(model)
-    for start in range(0, len(places), batch_size):
-        prompts = [build_prompt(model, [*pieces, ""], bos="every") for pieces in places[start:start + batch_size]]
-        captions += [truncate_caption(model.vocabulary.decode(ids).strip())
-                     for ids in generate_ids(model, prompts, max_tokens, stop)]
-    return captions
+    up to `[RET]`, eos, a line's end or, with it, the first full stop: no caption's end is trained.
+    Behind equal places it is written once."""
+    prompts = [build_prompt(model, [*pieces, ""], bos="every") for pieces in places]
+    keys = [(tuple(each.ids), *(row.float().cpu().numpy().tobytes() for row in each.features)) for each in prompts]
+    distinct = dict(zip(keys, prompts))
+    waiting, stop = [*distinct.values()], stop_ids(model)
+    written = [ids for start in range(0, len(waiting), batch_size)
+               for ids in generate_ids(model, waiting[start:start + batch_size], max_tokens, stop)]
+    captions = {key: truncate_caption(model.vocabulary.decode(ids).strip()) for key, ids in zip(distinct, written)}
+    return [captions[key] for key in keys]
 
 
 def generate_captions(model: Fromage, features: Tensor, max_tokens: int = 24, batch_size: int = 64) -> list[str]:

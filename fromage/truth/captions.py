@@ -9,6 +9,7 @@ __all__ = ['OWN', 'NO_IMAGE', 'ANOTHER_IMAGE', 'IN_WORDS', 'OWN_CAPTION', 'NO_CA
 # %% ../../nbs/truth/04_captions.ipynb #ca971002
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -84,7 +85,8 @@ def compare_captions(model: Fromage, features: Tensor, captions: Sequence[str],
     of features (N, V) and N captions."""
     places = caption_places(features, words)
     nats = {name: nats_behind(model, each, captions) for name, each in places.items()}
-    written = {name: write_behind(model, each) for name, each in places.items()}
+    texts = iter(write_behind(model, [*chain(*places.values())]))  # together: another's image is written behind once
+    written = {name: [*islice(texts, len(each))] for name, each in places.items()}
     written |= ({TOLD: list(words)} if words else {}) | {ANOTHER_CAPTION: [*captions[1:], captions[0]]}
     table = {name: {"BLEU-4": bleu(texts, captions, seed=seed)} for name, texts in written.items()}
     for name, values in nats.items():
