@@ -60,12 +60,14 @@ def fits(name: str) -> Callable[[Mapping[str, RunRecord]], list[float]]:
     return numbers
 
 
-def footprints(records: Mapping[str, RunRecord]) -> list[float]:
-    """The largest resident sizes that were measured."""
-    peaks: dict[str, float] = {}
-    for line in records["benchmark-scale"].metrics["scale"]["memory"]:
-        peaks[line["model"]] = max(peaks.get(line["model"], 0.0), line["peak GiB"])
-    return [*peaks.values()]
+def footprints(record: str) -> Callable[[Mapping[str, RunRecord]], list[float]]:
+    """The largest resident sizes that were measured in a record."""
+    def numbers(records: Mapping[str, RunRecord]) -> list[float]:
+        peaks: dict[str, float] = {}
+        for line in records[record].metrics["scale"]["memory"]:
+            peaks[line["model"]] = max(peaks.get(line["model"], 0.0), line["peak GiB"])
+        return [*peaks.values()]
+    return numbers
 
 
 def knowledge(*systems: str, record: str = "eval_knowledge-emoji") -> Callable[[Mapping[str, RunRecord]], list[float]]:
@@ -132,7 +134,8 @@ TRACES = (
     Trace(README, "1,000 held-out captions 54.2 % find their picture first by `smol` (65.4 % could: the others leave too much out), "
                   "and those that it writes have a BLEU-4 of 28.6 % "
                   "(`mini`: 60.4 % and 27.1 %)", beside_mini),
-    Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints),
+    Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints("benchmark-scale")),
+    Trace(README, "they took 2.41, 3.29 and 6.79 GiB", footprints("benchmark-modern")),
     Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
     Trace(README, "| OPT-1.3B | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB |", fits("opt-1.3b")),
     Trace(README, "| OPT-6.7B | nf4, 7.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB |", fits("opt-6.7b")),
