@@ -130,7 +130,7 @@ def answer_ablations(metrics: Mapping[str, Any]) -> str:
     answers = look(metrics, "differences", "answers, corrected: MRR") or {}
     told += answer_variants(answers, (tuned, gently, longer), "the mean reciprocal rank of right answers")
     lost = {each: look(metrics, "ordinary text", each, "nats a token lost") for each in (tuned, gently, gentlest)}
-    costs = ", ".join(f"{VARIANT_NAMES[name]} costs {each.value:.2f}" for name, each in lost.items() if each)
+    costs = ", ".join(f"{VARIANT_NAMES[name]} costs {each.value:.1f}" for name, each in lost.items() if each)
     told += [f"nats a token of ordinary text: {costs}"] if costs else []
     return sentence("; ".join(told))
 
