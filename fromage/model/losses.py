@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens, hidden_states, needs_all_layers,
-                                 output_bias, next_token_logits, project_text, run_language_model)
+from .model import (Fromage, attention_mask, embed_images, embed_rows, embed_tokens, frozen_vocabulary,
+                                 hidden_states, needs_all_layers, next_token_logits, project_text, run_language_model)
 from ..networks.demands import cache_of
-from ..networks.vocabularies import FrozenCrossEntropy, FrozenVocabulary
+from ..networks.vocabularies import FrozenCrossEntropy
 
 # %% ../../nbs/model/02_losses.ipynb #3890f952
 def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, rows: Tensor | None = None,
@@ -31,9 +31,7 @@ def vocabulary_cross_entropy(model: Fromage, states: Tensor, targets: Tensor, ro
     rows = torch.arange(len(states), device=states.device) if rows is None else rows
     if model.output_layer.weight.requires_grad:
         return F.cross_entropy(next_token_logits(model, states)[rows], targets, reduction="sum")
-    vocabulary = FrozenVocabulary(model.output_layer.weight[:model.kept], output_bias(model),
-                                  model.vocabulary.ret_id)
-    return FrozenCrossEntropy.apply(states, model.ret_column, vocabulary, targets, rows, chunk)
+    return FrozenCrossEntropy.apply(states, model.ret_column, frozen_vocabulary(model), targets, rows, chunk)
 
 # %% ../../nbs/model/02_losses.ipynb #dddae283
 @dataclass

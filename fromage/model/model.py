@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['attention_mask', 'packs_exactly', 'initial_row', 'layer_width', 'store_by_columns', 'measure_norms', 'TwoLayerMap',
            'add_maps', 'add_ret', 'Fromage', 'embed_tokens', 'embed_rows', 'embed_images', 'run_language_model',
-           'positions_accepted', 'next_token_logits', 'output_bias', 'hidden_states', 'needs_all_layers',
-           'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
+           'positions_accepted', 'next_token_logits', 'frozen_vocabulary', 'output_bias', 'hidden_states',
+           'needs_all_layers', 'project_text', 'project_images', 'trained_parameters', 'rescale_ret', 'parameter_table']
 
 # %% ../../nbs/model/01_model.ipynb #12156999
 import inspect
@@ -22,7 +22,9 @@ from .tokens import Vocabulary
 from ..networks.backbones import fingerprint_language_model, tune
 from ..networks.demands import (CACHE, attention_window, check_language_model, count_rows,
                                       embedding_scale, language_config, text_model)
-from ..networks.few_rows import LaidOutWeights, quick_kernels
+from ..networks.few_rows import quick_kernels
+from ..networks.laid_out import LaidOutWeights
+from ..networks.vocabularies import FrozenVocabulary
 
 # %% ../../nbs/model/01_model.ipynb #dc3a4116
 def attention_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,7 +154,7 @@ class Fromage(nn.Module):
         add_ret(self, ret == "trained")
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.language_fingerprint = fingerprint_language_model(language_model)
-        self.laid_out = LaidOutWeights(store_by_columns(tune(language_model, tuning, lora_rank)))
+        self.laid_out = language_model.laid_out = LaidOutWeights(store_by_columns(tune(language_model, tuning, lora_rank)))
 
     @property
     def input_table(self) -> Tensor:
@@ -234,9 +236,14 @@ def next_token_logits(model: Fromage, states: Tensor) -> Tensor:
     bias = output_bias(model)
     logits = rows.new_empty((len(rows), model.vocabulary.ret_id + 1), dtype=torch.float32)
     logits[:, model.kept:-1] = -math.inf
-    logits[:, :model.kept] = model.laid_out.multiply(rows, model.output_layer.weight, bias, model.kept)
+    logits[:, :model.kept] = model.laid_out.multiply(rows, model.output_layer.weight, bias, slice(model.kept))
     logits[:, -1] = rows.float() @ model.ret_column
     return logits.view(*states.shape[:-1], -1)
+
+
+def frozen_vocabulary(model: Fromage) -> FrozenVocabulary:
+    """The frozen output layer's kept columns beside `[RET]`'s id."""
+    return FrozenVocabulary(model.output_layer.weight, output_bias(model), model.vocabulary.ret_id, model.kept, model.laid_out)
 
 
 def output_bias(model: Fromage) -> Tensor | None:

@@ -19,10 +19,10 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .losses import split_passes
-from .model import Fromage, attention_mask, embed_tokens, output_bias, run_language_model
+from .model import Fromage, attention_mask, embed_tokens, frozen_vocabulary, output_bias, run_language_model
 from .prompts import Piece, Prompt, build_prompt, embed_prompt
 from ..networks.demands import cache_of, longest_text
-from ..networks.vocabularies import block_logits
+from ..networks.vocabularies import exponentiate, log_partition
 
 # %% ../../nbs/model/06_scoring.ipynb #844d91e0
 @dataclass
@@ -63,12 +63,11 @@ def grow_tree(sequences: Sequence[Sequence[int]]) -> Tree:
 # %% ../../nbs/model/06_scoring.ipynb #e11885ce
 def normalisers(model: Fromage, states: Tensor, chunk: int = 512) -> Tensor:
     """log of the sum of exp over all columns, `[RET]`'s included, after states (M, D): (M,)."""
-    weight = model.output_layer.weight[:model.kept]
-    bias = output_bias(model)
+    vocabulary = frozen_vocabulary(model)
     found = []
     for part in states.split(chunk):
-        blocks = [block.logsumexp(1) for block in block_logits(part, weight, bias)[0]]
-        found.append(torch.stack([*blocks, part.float() @ model.ret_column], 1).logsumexp(1))
+        sums = [sums for *_, sums in exponentiate(vocabulary.logits(part))]
+        found.append(log_partition(sums, part.float() @ model.ret_column))
     return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
 
 
