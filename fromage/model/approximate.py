@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.boundaries import read_json
+from ..core.nearest import STEPS, best_rows, order_keys
 from ..core.records import (atomic_path, find_damage, hash_value, sum_blocks, write_json)
 from ..core.tensors import CheckpointError
-from .retrieval import (STEPS, ImageIndex, RowFile, StackedRows, best_rows, check_search,
-                                     order_keys)
+from .retrieval import ImageIndex, RowFile, StackedRows, check_search
 
 # %% ../../nbs/model/25_approximate.ipynb #9a250206
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def rank_rows(index: ImageIndex, queries: Tensor, proposed: Tensor, k: int,
     for number, query in enumerate(queries):
         rows = proposed[number]
         rows = rows[~torch.isin(rows, torch.tensor([-1, *exclude[number]]))].sort().values
-        order = order_keys((index.embeddings[rows].float() @ query)[None], 0)[0].argsort(descending=True)[:k]
+        order = order_keys(index.embeddings[rows].float() @ query, torch.arange(len(rows))).argsort(descending=True)[:k]
         best[number, :len(order)] = rows[order]
         cosines[number, :len(order)] = index.cosines(query[None], rows[order][None])[0]
     return best, cosines
