@@ -90,8 +90,13 @@ def read_work(model: Fromage, tokens: int, predicted: int) -> Work:
 def image_work(tower: VisionTower, count: int = 1) -> Work:
     """Of encoding `count` images."""
     pixels = torch.zeros(1, 3, *tower.image_size)
-    with FlopCounterMode(display=False) as counter:
-        tower.encode(pixels)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            tower.encode(pixels)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
     return Work(counter.get_total_flops() * count)
 
 
