@@ -135,7 +135,7 @@ TRACES = (
                   "and those that it writes have a BLEU-4 of 28.6 % "
                   "(`mini`: 60.4 % and 27.1 %)", beside_mini),
     Trace(README, "took 5.40 GiB, OPT-6.7B 15.7 GiB", footprints("benchmark-scale")),
-    Trace(README, "they took 2.41, 3.29 and 6.79 GiB", footprints("benchmark-modern")),
+    Trace(README, "they took 2.69, 3.62 and 6.81 GiB", footprints("benchmark-modern")),
     Trace(README, "| 8 GB | 24 GB | 48 GB | 80 GB |", "Projected"),
     Trace(README, "| OPT-1.3B | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB | bf16, 6.3 GiB |", fits("opt-1.3b")),
     Trace(README, "| OPT-6.7B | nf4, 7.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB | bf16, 19.9 GiB |", fits("opt-6.7b")),
