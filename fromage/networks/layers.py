@@ -20,7 +20,6 @@ from transformers import Cache, PreTrainedModel
 from .backbones import fingerprint_language_model
 from .demands import language_config, text_model
 from .few_rows import quick_kernels
-from .laid_out import LaidOutWeights
 
 # %% ../../nbs/networks/14_layers.ipynb #efb0f862
 def list_layers(language_model: PreTrainedModel) -> nn.ModuleList:
@@ -30,15 +29,16 @@ def list_layers(language_model: PreTrainedModel) -> nn.ModuleList:
                 if isinstance(module, nn.ModuleList) and len(module) == count)
 
 # %% ../../nbs/networks/14_layers.ipynb #fd72ce04
-def recomputing(forward: Callable[..., Any], weights: Callable[[], LaidOutWeights | None]) -> Callable[..., Any]:
-    """A layer's `forward`, with the model's laid-out `weights`, that keeps only its inputs for the way back,
+def recomputing(forward: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
+    """The `forward` of a layer of `model`, by its laid-out weights where it has any, that keeps only its inputs for the way back,
     where gradients are wanted and no cache grows."""
     def run(*values: Any, **options: Any) -> Any:
         cached = any(isinstance(value, Cache) for value in (*values, *options.values()))
         if cached or not torch.is_grad_enabled():
             return forward(*values, **options)
         rows = next(value for value in (*values, *options.values()) if isinstance(value, torch.Tensor))
-        kernels = nullcontext(), quick_kernels(rows, weights())  # the way back is outside of the model's own context
+        # the way back is outside of the model's own context
+        kernels = nullcontext(), quick_kernels(rows, getattr(model, "laid_out", None))
         return checkpoint(forward, *values, use_reentrant=False, context_fn=lambda: kernels, **options)
     return run
 
@@ -46,7 +46,7 @@ def recomputing(forward: Callable[..., Any], weights: Callable[[], LaidOutWeight
 def recompute_layers(language_model: PreTrainedModel) -> PreTrainedModel:
     """Makes each layer compute its activations again on the way back."""
     for layer in list_layers(language_model):
-        layer.forward = recomputing(layer.forward, lambda: getattr(language_model, "laid_out", None))
+        layer.forward = recomputing(layer.forward, language_model)
     return language_model
 
 # %% ../../nbs/networks/14_layers.ipynb #b4662d2e
