@@ -2197,8 +2197,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fromage/networks/features.py')},
             'fromage.networks.few_rows': { 'fromage.networks.few_rows.FewRows': ( 'networks/few_rows.html#fewrows',
                                                                                   'fromage/networks/few_rows.py'),
-                                           'fromage.networks.few_rows.FewRows.__init__': ( 'networks/few_rows.html#fewrows.__init__',
-                                                                                           'fromage/networks/few_rows.py'),
                                            'fromage.networks.few_rows.FewRows.__torch_function__': ( 'networks/few_rows.html#fewrows.__torch_function__',
                                                                                                      'fromage/networks/few_rows.py'),
                                            'fromage.networks.few_rows.FrozenRows': ( 'networks/few_rows.html#frozenrows',

@@ -19,7 +19,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .losses import split_passes
-from .model import Fromage, attention_mask, embed_tokens, frozen_vocabulary, output_bias, run_language_model
+from .model import Fromage, attention_mask, embed_tokens, frozen_vocabulary, run_language_model
 from .prompts import Piece, Prompt, build_prompt, embed_prompt
 from ..networks.demands import cache_of, longest_text
 from ..networks.vocabularies import exponentiate, log_partition
@@ -74,9 +74,7 @@ def normalisers(model: Fromage, states: Tensor, chunk: int = 512) -> Tensor:
 def chosen_logits(model: Fromage, states: Tensor, ids: Tensor) -> Tensor:
     """The logit of id m after state m: states (M, D), ids (M,) -> (M,)."""
     rows = ids.clamp_max(model.kept - 1)
-    found = (states.float() * model.output_layer.weight[rows].float()).sum(1)
-    bias = output_bias(model)
-    found = found if bias is None else found + bias[rows].float()
+    found = frozen_vocabulary(model).target_logits(states, rows)
     found = found.masked_fill((ids >= model.kept) & (ids != model.vocabulary.ret_id), -torch.inf)
     return torch.where(ids == model.vocabulary.ret_id, states.float() @ model.ret_column, found)
 

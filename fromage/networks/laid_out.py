@@ -93,6 +93,8 @@ class FrozenLinear(torch.autograd.Function):
 
 def multiply_frozen(weights: LaidOutWeights, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, both ways by laid-out weights where there are any and neither weight nor bias trains."""
+    if not torch.is_grad_enabled():
+        return weights.multiply(rows, weight, bias)
     trains = bias is not None and bias.requires_grad
     if not weights.wanted or trains or not is_frozen_half(weight):
         return F.linear(rows, weight, bias)

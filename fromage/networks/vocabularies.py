@@ -39,15 +39,15 @@ class FrozenVocabulary:
             yield self.laid_out.multiply(states, self.weight, None if self.bias is None else self.bias[block], block)
 
     def target_logits(self, states: Tensor, ids: Tensor) -> Tensor:
-        """The float32 logits (T,) of ids (T,) behind states (T, D), rounded as the others are."""
+        """The float32 logits (T,) of ids (T,) behind states (T, D)."""
         found = (states.float() * self.weight[ids].float()).sum(1)
-        return (found if self.bias is None else found + self.bias[ids].float()).to(states.dtype).float()
+        return found if self.bias is None else found + self.bias[ids].float()
 
 
 # %% ../../nbs/networks/18_vocabularies.ipynb #5b0e7d21
 def exponentiate(logits: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Turns blocks of logits (m, w) into exp(logit - peak), in place: each with its peaks (m,) and the logarithms of
-    its sums (m,), both in float32."""
+    """exp(logit - peak) of blocks of logits (m, w), in place, or from half precision in a room that is good until the next
+    block: each with its peaks (m,) and the logarithms of its sums (m,), all in float32."""
     room = None
     for block in logits:
         exact = block
@@ -56,7 +56,7 @@ def exponentiate(logits: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Ten
             exact = room.view(-1)[:block.numel()].view(block.shape).copy_(block)
         peaks = exact.amax(1)
         sums = exact.sub_(peaks[:, None]).exp_().sum(1)
-        yield block if exact is block else block.copy_(exact), peaks, peaks + sums.log()
+        yield exact, peaks, peaks + sums.log()
 
 
 def log_partition(parts: list[Tensor], ret_logit: Tensor) -> Tensor:
@@ -65,8 +65,7 @@ def log_partition(parts: list[Tensor], ret_logit: Tensor) -> Tensor:
 
 # %% ../../nbs/networks/18_vocabularies.ipynb #ff33a0b4
 class FrozenCrossEntropy(torch.autograd.Function):
-    """Sum of -log p(target) after states (M, D), in a frozen vocabulary and the
-    column `ret` (D,) behind it."""
+    """Sum of -log p(target) after states (M, D), in a frozen vocabulary and the column `ret` (D,) behind it."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, ret: Tensor, vocabulary: FrozenVocabulary, targets: Tensor,
@@ -87,9 +86,10 @@ class FrozenCrossEntropy(torch.autograd.Function):
             ret_logit = part.float() @ ret
             is_word = target != vocabulary.ret_id
             spoken, words = place[is_word], target[is_word]
-            total -= vocabulary.target_logits(part[spoken], words).sum()
+            total -= vocabulary.target_logits(part[spoken], words).to(part.dtype).float().sum()  # rounded as the others are
             blocks = exponentiate(vocabulary.logits(part))
-            kept, peaks, sums = zip(*((block if needs_states else None, *more) for block, *more in blocks))
+            kept, peaks, sums = zip(*((block.to(part.dtype) if needs_states else None, *more)
+                                      for block, *more in blocks))
             normaliser = log_partition(list(sums), ret_logit)
             total += counts @ normaliser - ret_logit[is_ret].sum()
             ret_error = counts * (ret_logit - normaliser).exp() - torch.bincount(is_ret, minlength=len(part))
