@@ -1855,6 +1855,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fromage/model/picture_sets.py')},
             'fromage.model.prompts': { 'fromage.model.prompts.Prompt': ('model/prompts.html#prompt', 'fromage/model/prompts.py'),
                                        'fromage.model.prompts.PromptBatch': ('model/prompts.html#promptbatch', 'fromage/model/prompts.py'),
+                                       'fromage.model.prompts.asks_in_context': ( 'model/prompts.html#asks_in_context',
+                                                                                  'fromage/model/prompts.py'),
                                        'fromage.model.prompts.build_prompt': ( 'model/prompts.html#build_prompt',
                                                                                'fromage/model/prompts.py'),
                                        'fromage.model.prompts.continue_text': ( 'model/prompts.html#continue_text',

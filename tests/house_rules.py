@@ -172,6 +172,19 @@ def imported_modules(node: ast.AST) -> list[str]:
     return [path.removeprefix("fromage.") for path in paths if path.startswith("fromage.")]
 
 
+def needs(notebooks: Sequence[Notebook]) -> list[str]:
+    """What exported cells import is used in exported cells: a module holds nothing that only its notebook's examples need."""
+    found = []
+    for notebook in notebooks:
+        nodes = [(cell, node) for cell in notebook.code if cell.exported for node in ast.walk(cell.tree)]
+        used = {node.id for _, node in nodes if isinstance(node, ast.Name)}
+        for cell, node in nodes:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [(item.asname or item.name).split(".")[0] for item in node.names]
+                found += [f"{cell.name}: imports {name}, which no exported cell uses" for name in names if name not in used]
+    return found
+
+
 def cell_sizes(notebooks: Sequence[Notebook]) -> list[str]:
     """An exported cell stays under 50 lines, a line within 130 characters."""
     found = []

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 NOTEBOOKS = rules.read_notebooks()
-RULES = [rules.names, rules.openings, rules.imports, rules.cell_sizes, rules.prose, rules.parameters, rules.definitions,
+RULES = [rules.names, rules.openings, rules.imports, rules.needs, rules.cell_sizes, rules.prose, rules.parameters, rules.definitions,
          rules.identifiers, rules.duplicates, rules.meanings, rules.documentation, rules.examples, rules.refusals]
 
 
@@ -34,7 +34,7 @@ TREBLE = DOUBLE.replace("double", "treble").replace("2", "3")
 USED = notebook("eval", "from fromage.core.third import treble")
 GOOD = [
     notebook("core/00_first", "#| default_exp core.first", "md # First\n> What it is.", DOUBLE, "md Twice three.", "double(3)"),
-    notebook("core/10_second", "#| default_exp core.second", "md # Second\n> What it is.", "#| export\nfrom fromage.core.first import double"),
+    notebook("core/10_second", "#| default_exp core.second", "md # Second\n> What it is.", "#| export\nfrom fromage.core.first import double\nfour = double(2)"),
     notebook("train", "md # Train", "steps: int = 3  # optimiser steps", tags=("parameters",)),
 ]
 
@@ -70,6 +70,7 @@ VIOLATIONS = {
     "an unknown module": (rules.imports, notebook("eval", "from fromage.core.nothing import x")),
     "a star": (rules.imports, notebook("eval", "from fromage.core.first import *")),
     "a relative import": (rules.imports, notebook("core/20_third", "#| default_exp core.third", "from .first import double")),
+    "an import for an example": (rules.needs, notebook("core/20_third", "#| export\nimport json", "json.dumps(1)")),
     "a long cell": (rules.cell_sizes, notebook("core/20_third", "#| export\n" + "x = 1\n" * 49)),
     "a long line": (rules.cell_sizes, notebook("core/20_third", "x = '" + "x" * 130 + "'")),
     "little prose": (rules.prose, notebook("core/20_third", "md # Third", *["x = 1"] * 4)),

@@ -12,7 +12,6 @@ import asyncio
 import base64
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from .conversation import Conversation, match_gallery
 from .dialogue import Dialogue, Step, ask, edit_last, regenerate, reset, undo

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .dialogue import (CHAT, PLAIN, QUESTIONS, Dialogue, Render, Step, end_of_turn, fit_context, give_answer,
+from .dialogue import (CHAT, Dialogue, Render, Step, end_of_turn, fit_context, give_answer,
                                    prompt_pieces, split_turns)
 from .pictures import DialogueError, Picture, read_picture
 from ..core.config import resolve_path

@@ -9,7 +9,7 @@ __all__ = ['DONE', 'ATTACKS', 'COUNTED', 'KEPT', 'Attack', 'house_key', 'done_un
 # %% ../../nbs/core/24_attacks.ipynb #a77ac002
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 
 from .code import code_key
 from .config import ROOT
-from .metrics import Estimate
 from .progress import progress
 from .records import RunRecord, hash_value, load_record
 

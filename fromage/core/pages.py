@@ -11,7 +11,6 @@ __all__ = ['REPORT_STYLE', 'FOLDING', 'INTRODUCTION', 'whole_page', 'draw_record
 import argparse
 import base64
 import io
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path

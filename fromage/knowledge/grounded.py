@@ -13,13 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.concepts import NamedPicture
 from .systems import KnowledgeParts
 from .unseen import TOWER_TEXT, UnseenWorld
 from ..model.assistant import Assistant, open_assistant
 from ..model.losses import make_batch, run_queries
 from ..model.model import Fromage, project_text
-from ..model.prompts import build_prompt, query_pieces
+from ..model.prompts import asks_in_context, build_prompt, query_pieces
 from ..model.retrieval import index_features
 from ..model.tokens import RET
 from ..real.sight import answer_ranks, see_pictures, text_scores
@@ -50,7 +49,7 @@ def score_checkpoint(parts: KnowledgeParts, checkpoint: str | Path) -> dict[str,
     assistant = open_assistant(checkpoint)
     features, embeddings = see_pictures(assistant.tower, parts.pictures)
     texts = [query.text for query in parts.queries]
-    ways = {GROUNDED: True} | ({} if assistant.model.query_context == "{}" else {IN_DIALOGUE: False})
+    ways = {GROUNDED: True} | ({IN_DIALOGUE: False} if asks_in_context(assistant.model) else {})
     found = {name: [grounded_scores(assistant, texts, features, way)] for name, way in ways.items()}
     return found | {TOWER_TEXT: [text_scores(assistant.tower, texts, embeddings)]}
 

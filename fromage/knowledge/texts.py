@@ -8,7 +8,6 @@ __all__ = ['MINI_TEXT', 'WORDNET', 'open_texts', 'choose_text']
 # %% ../../nbs/knowledge/14_texts.ipynb #00000002
 import random
 from itertools import islice
-from pathlib import Path
 
 from ..core.config import resolve_path
 from .definitions import read_wordnet

@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.boundaries import read_json
-from ..core.nearest import STEPS, best_rows, order_keys
-from ..core.records import (atomic_path, find_damage, hash_value, sum_blocks, write_json)
-from ..core.tensors import CheckpointError
+from ..core.nearest import best_rows, order_keys
+from ..core.progress import progress
+from ..core.records import atomic_path, find_damage, hash_value, sum_blocks, write_json
 from .retrieval import ImageIndex, RowFile, StackedRows, check_search
 
 # %% ../../nbs/model/25_approximate.ipynb #9a250206
@@ -37,8 +37,9 @@ class SearchMethod:
     probes: int = 32  # ivf, ivfpq: cells looked into
     code_bytes: int = 32  # ivfpq: of an image, at most
     links: int = 32  # hnsw: of an image
+    links_breadth: int = 100  # hnsw: images kept in view where an image's links are chosen
     breadth: int = 128  # hnsw: images kept in view on the way
-    candidates: int = 10  # times k images are proposed, and compared exactly
+    candidates: int = 40  # times k images are proposed, and compared exactly
     smallest: int = 10_000  # rows; a file with fewer is searched exactly
 
     def __post_init__(self):
@@ -78,6 +79,7 @@ def build_table(file: RowFile, method: SearchMethod) -> Any:
     rows, width = file.embeddings.shape
     table = faiss.index_factory(width, describe_table(method, rows, width), faiss.METRIC_INNER_PRODUCT)
     if method.name == "hnsw":
+        table.hnsw.efConstruction = method.links_breadth
         sample = min(rows, ROWS_AT_ONCE)
     else:
         table.cp.niter = 10
@@ -86,7 +88,7 @@ def build_table(file: RowFile, method: SearchMethod) -> Any:
         table.do_polysemous_training = False  # minutes for an order of codes that is never used
         table.pq.cp.min_points_per_centroid = 1  # few are no reason to warn
     table.train(file.embeddings[torch.linspace(0, rows - 1, sample).long()].float().numpy())
-    for part in file.embeddings.split(ROWS_AT_ONCE):
+    for part in progress(file.embeddings.split(ROWS_AT_ONCE), label=f"{method.name} of {rows:,} images, in parts"):
         table.add(part.float().numpy())
     return table
 
@@ -99,7 +101,8 @@ def table_paths(file: RowFile, method: SearchMethod) -> tuple[Path, Path] | None
 def table_key(file: RowFile, method: SearchMethod) -> str:
     """What a table is made from: the file's content, the way it is made and FAISS's version."""
     words = describe_table(method, *file.embeddings.shape)
-    return hash_value([file.content, words, import_faiss().__version__])
+    chosen = [method.links_breadth] if method.name == "hnsw" else []
+    return hash_value([file.content, words, *chosen, import_faiss().__version__])
 
 # %% ../../nbs/model/25_approximate.ipynb #9a25020b
 NOTED = {"key": str, "sums": [int]}

@@ -10,7 +10,6 @@ __all__ = ['SHARED_NAME', 'RELEASED_NAMES', 'RELEASED_TABLES', 'UNSUPPORTED_FLAG
 
 # %% ../../nbs/model/10_checkpoint.ipynb #4e279a44
 import hashlib
-import json
 import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..core.config import ConfigError, Section, setting
+from ..core.progress import progress
 from .model import (Fromage, embed_tokens, hidden_states, needs_all_layers, next_token_logits,
                                  project_text, run_language_model)
 from .prompts import Piece, Prompt, build_prompt, embed_prompts
@@ -124,15 +125,16 @@ def truncate_caption(text: str) -> str:
     return text[:place] if place else text
 
 
-def write_behind(model: Fromage, places: Sequence[Sequence[Piece]], max_tokens: int = 24, batch_size: int = 64) -> list[str]:
-    """Greedy captions behind each of `places`: the text after its pieces and bos,
-    up to `[RET]`, eos, a line's end or, with it, the first full stop: no caption's end is trained.
-    Behind equal places it is written once."""
+def write_behind(model: Fromage, places: Sequence[Sequence[Piece]], max_tokens: int = 24, batch_size: int = 64,
+                 label: str = "") -> list[str]:
+    """Greedy captions behind each of `places`: the text after its pieces and bos, up to `[RET]`, eos, a line's end or, with it,
+    the first full stop (no caption's end is trained); once behind equal places. A `label` is shown with how far it came."""
     prompts = [build_prompt(model, [*pieces, ""], bos="every") for pieces in places]
     keys = [(tuple(each.ids), *(row.float().cpu().numpy().tobytes() for row in each.features)) for each in prompts]
     distinct = dict(zip(keys, prompts))
     waiting, stop = [*distinct.values()], stop_ids(model)
-    written = [ids for start in range(0, len(waiting), batch_size)
+    starts = range(0, len(waiting), batch_size)
+    written = [ids for start in (progress(starts, label=label) if label else starts)
                for ids in generate_ids(model, waiting[start:start + batch_size], max_tokens, stop)]
     captions = {key: truncate_caption(model.vocabulary.decode(ids).strip()) for key, ids in zip(distinct, written)}
     return [captions[key] for key in keys]

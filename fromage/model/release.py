@@ -6,7 +6,6 @@
 __all__ = ['released_tower_name', 'released_model_name', 'released_state', 'save_released', 'save_released_gallery']
 
 # %% ../../nbs/model/15_release.ipynb #47000003
-import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.boundaries import check_finite
 from ..core.nearest import best_rows
 from .model import Fromage, hidden_states, needs_all_layers, project_text, run_language_model
-from .prompts import Prompt, build_prompt, embed_prompts
+from .prompts import Prompt, embed_prompts
 from .tokens import RET
 
 # %% ../../nbs/model/04_retrieval.ipynb #299d19da

@@ -22,7 +22,7 @@ from ..core.progress import progress
 from .checkpoint import save_checkpoint
 from .losses import contrastive_losses, run_queries
 from .model import Fromage, project_images, project_text
-from .prompts import build_prompt, query_pieces
+from .prompts import asks_in_context, build_prompt, query_pieces
 from .steps import FeaturePairs, learning_rate, make_optimizer, step_rows
 from .training import Run
 
@@ -49,7 +49,7 @@ def both_states(model: Fromage, pairs: FeaturePairs, tokens: int = 1024) -> list
     """The states (W, N, D) of each layer behind captions as they stand, as in a dialogue, and in the `query_context` of a model
     that has one: W is 1 or 2."""
     ways = [query_states(model, pairs, tokens)]
-    if model.query_context != "{}":  # most of their tokens are the same and read once a row
+    if asks_in_context(model):  # most of their tokens are the same and read once a row
         ways.append(query_states(model, as_queries(model, pairs), 4 * tokens))
     return [torch.stack(layer) for layer in zip(*ways)]
 

@@ -10,7 +10,6 @@ __all__ = ['PNG', 'Drawing', 'draw_svg', 'render', 'add_file', 'write_shard', 's
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,7 +22,7 @@ from ..core.config import resolve_path
 from ..core.folders import locked
 from ..core.records import atomic_path, hash_value, write_json
 from ..data.sources import BadImage, Problems
-from .fetching import PARTS, Part, fetch
+from .fetching import Part, fetch
 
 # %% ../../nbs/real/01_drawings.ipynb #87d00005
 @dataclass(frozen=True)

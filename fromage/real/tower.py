@@ -7,7 +7,6 @@ __all__ = ['DRAWINGS_TOWER', 'picture_texts', 'learn_vocabulary', 'together_loss
            'tower_optimizer', 'train_drawings_tower']
 
 # %% ../../nbs/real/09_tower.ipynb #91aea118
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence

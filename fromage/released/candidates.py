@@ -12,10 +12,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..model.model import Fromage
 from ..model.prompts import Prompt, build_prompt
 from ..model.scoring import ReadPrompt, score
-from ..networks.stand_ins import stand_in_language_model
 from .training import PlainModel, race, shaped_model
 
 # %% ../../nbs/released/01_candidates.ipynb #a3c46aa4

@@ -8,7 +8,7 @@ __all__ = ['speed_row', 'train_speed', 'picture_speed', 'reply_speeds', 'score_s
 
 # %% ../../nbs/scale/03_speeds.ipynb #62068318
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..networks.shapes import random_vision_tower
 from ..released.candidates import make_dialogue, plain_candidate_scores
 from ..released.generation import plain_generation, random_prompts
 from ..released.training import PlainModel, race_training, random_batch, shaped_model
-from .floors import Rates, Work, fastest, image_work, read_work, search_work, step_work
+from .floors import Rates, Work, fastest, image_work, measure_rates, read_work, search_work, step_work
 from .footprint import measure_footprint
 
 # %% ../../nbs/scale/03_speeds.ipynb #e76e2d10
@@ -170,15 +170,15 @@ def measure_gallery(rows: int, width: int = 256, seed: int = 0) -> pd.DataFrame:
         return measure_footprint(str(path)).assign(model=f"{rows:,} images")
 
 # %% ../../nbs/scale/03_speeds.ipynb #5eed0002
-def measure_work(shape: str, tower: str, rates: Mapping[str, Rates], batch_size: int, rounds: int, dialogue_rounds: int,
+def measure_work(shape: str, tower: str, precisions: Sequence[str], batch_size: int, rounds: int, dialogue_rounds: int,
                  candidates: int, seed: int = 0) -> pd.DataFrame:
-    """Every kind of work but retrieval, in each precision of `rates`."""
+    """Every kind of work but retrieval in each precision, beside the rates that the machine reached just before."""
     rows = []
-    for precision, own in rates.items():
-        rows.append(train_speed(shape, precision, own, batch_size, rounds, seed))
-        rows.append(picture_speed(tower, precision, own, seed=seed))
-        rows += reply_speeds(shape, precision, own, seed=seed)
-        rows.append(score_speed(shape, precision, own, dialogue_rounds, candidates, seed))
+    for precision in precisions:
+        rows.append(train_speed(shape, precision, measure_rates(precision), batch_size, rounds, seed))
+        rows.append(picture_speed(tower, precision, measure_rates(precision), seed=seed))
+        rows += reply_speeds(shape, precision, measure_rates(precision), seed=seed)
+        rows.append(score_speed(shape, precision, measure_rates(precision), dialogue_rounds, candidates, seed))
     return pd.DataFrame(rows)
 
 

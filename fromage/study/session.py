@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..core.journals import JournalHeld, LineJournal
-from .folder import Item, Study, Visit, key_path
+from .folder import Item, Study, Visit
 
 # %% ../../nbs/study/03_session.ipynb #57ce317e
 TIE = "tie"

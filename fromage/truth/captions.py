@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.metrics import Estimate, bleu, bootstrap, compare_pairs, hits, ranks, reciprocal_ranks
+from ..core.progress import progress
 from ..mini.language import caption
 from ..mini.world import Scene
 from ..model.generation import write_behind
@@ -84,8 +85,9 @@ def compare_captions(model: Fromage, features: Tensor, captions: Sequence[str],
     """Row -> BLEU-4 and nats a token; and differences from the image's, by metric;
     of features (N, V) and N captions."""
     places = caption_places(features, words)
-    nats = {name: nats_behind(model, each, captions) for name, each in places.items()}
-    texts = iter(write_behind(model, [*chain(*places.values())]))  # together: another's image is written behind once
+    nats = {name: nats_behind(model, each, captions) for name, each in progress(places.items(), len(places), "captions scored")}
+    together = [*chain(*places.values())]  # another's image is written behind once
+    texts = iter(write_behind(model, together, label="batches of captions"))
     written = {name: [*islice(texts, len(each))] for name, each in places.items()}
     written |= ({TOLD: list(words)} if words else {}) | {ANOTHER_CAPTION: [*captions[1:], captions[0]]}
     table = {name: {"BLEU-4": bleu(texts, captions, seed=seed)} for name, texts in written.items()}

@@ -27,7 +27,7 @@ from ..core.metrics import Comparison, Estimate, bootstrap, hits, paired_differe
 from ..core.reporting import written_as
 from ..mini.rendering import WorldPaths
 from ..mini.seeing import retrieval_ceiling
-from ..mini.world import COLOURS, KINDS, Scene, Thing, scene_from_truth
+from ..mini.world import COLOURS, KINDS, Scene, scene_from_truth
 from ..model.generation import generate_captions, generate_ids, stop_ids
 from ..model.model import Fromage
 from ..model.prompts import build_prompt

@@ -10,7 +10,7 @@ __all__ = ['CORRECTED', 'PUBLISHED', 'ANSWER_PROTOCOLS', 'DEFECTS', 'CHOICES', '
 
 # %% ../../nbs/visdial/01_answers.ipynb #69648864
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 

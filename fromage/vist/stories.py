@@ -7,7 +7,6 @@ __all__ = ['STORY_LENGTH', 'ORDERS', 'StoryError', 'VistStory', 'StoryFile', 'lo
            'StoryImages']
 
 # %% ../../nbs/vist/00_stories.ipynb #aafe2fda
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
