@@ -18,6 +18,7 @@ from ..model.losses import CaptionBatch
 from ..model.model import Fromage
 from ..networks.backbones import DTYPES
 from ..networks.demands import text_model
+from ..networks.laid_out import LaidOutWeights
 from ..networks.towers import VisionTower
 
 # %% ../../nbs/scale/01_floors.ipynb #57167eaa
@@ -39,18 +40,21 @@ class Rates:
     memory: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_rates(precision: str = "float32", size: int = 2048, device: str = "cpu") -> Rates:
-    """A product of two (size, size) matrices, and a vector through 256 MB of them."""
-    square = torch.randn(size, size, device=device).to(DTYPES[precision])
+    """The quicker of two products of (size, size) matrices, PyTorch's and by laid-out weights; and of two readings
+    of 256 MB, a vector through them and their sum."""
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=DTYPES[precision]).requires_grad_(False)
+    square, weights = layer.weight, LaidOutWeights(layer)
     tall = torch.randn(2**25 // 1024, 2048, device=device)
     vector = torch.randn(2048, device=device)
 
     def wait(value: torch.Tensor) -> None:
         value[..., -1:].float().cpu()  # a GPU has computed once a number has come
 
-    return Rates(2 * size**3 / fastest(lambda: wait(square @ square)),
-                 tall.numel() * 4 / fastest(lambda: wait(tall @ vector)))
+    products = [lambda: wait(square @ square), lambda: wait(weights.multiply(square, square))]
+    readings = [lambda: wait(tall @ vector), lambda: wait(tall.sum()[None])]
+    return Rates(2 * size**3 / min(map(fastest, products)), tall.nbytes / min(map(fastest, readings)))
 
 # %% ../../nbs/scale/01_floors.ipynb #604303b3
 @dataclass(frozen=True)
